@@ -1,0 +1,207 @@
+//! The state machine: what the cluster knows, and what each command does to it.
+//!
+//! [`State::apply`] is a function of the state and a batch alone: no clock, no chance, no I/O, no hash-map order. So the
+//! same batches give the same bytes on every node, wherever snapshots were taken.
+//!
+//! What always holds:
+//! - Each command moves the position on by one, also one that is refused; a batch that is skipped does not.
+//! - A batch takes effect only in its node's live incarnation and in its turn: once, and in the order in which its node
+//!   made it, whatever happened to it on its way.
+//! - A session is *attached* when no loss of it is recorded and its incarnation is live. So a node's start and its death
+//!   are one write each, whatever the number of its sessions.
+//! - A user's membership and a session's own rooms are each stored once. `sids → rooms` and `rooms → sids` are views of
+//!   these ([`read`]), and therefore mutual inverses.
+//! - The clock never goes back: it is the largest stamp seen. It serves `at` and trimming, never a session's life.
+//!
+//! Left out on purpose: who may do what (the server decides before it proposes) and the time after which a lost session
+//! expires (the leader's monotonic clock, [`crate::duties`]).
+
+mod node;
+pub mod read;
+pub mod replay;
+mod room;
+mod session;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub use node::Node;
+pub use room::{Mid, RoomRecord, Span, Spans};
+pub use session::Session;
+
+use crate::{
+    codec,
+    command::{Batch, Command, Effect, Generation, Incarnation, Limits, NodeId, Position, Refusal, Reply, Stamp},
+    keys,
+    kv::Kv,
+};
+
+/// The replicated state and the two counters that every command touches.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    kv: Kv,
+    position: Position,
+    clock: Stamp,
+    limits: Limits,
+}
+
+/// What became of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// One for each command, in order.
+    Applied(Vec<Applied>),
+    Skipped(Skipped),
+}
+
+/// Why a batch did nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skipped {
+    /// It had been applied before.
+    Repeated,
+    /// An earlier one of its node is still missing; the node sends both again.
+    TooEarly,
+    /// Its incarnation is not the live one of its node.
+    NotLive,
+}
+
+/// One command, carried out or refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    pub position: Position,
+    pub at: Stamp,
+    pub reply: Reply,
+    /// What sockets have to hear of it, in order.
+    pub effects: Vec<Effect>,
+}
+
+/// Who proposes the command that is being applied.
+#[derive(Clone, Copy)]
+struct Proposer {
+    node: NodeId,
+    incarnation: Incarnation,
+}
+
+/// The holder of the cluster's one drain token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    pub node: NodeId,
+    pub incarnation: Incarnation,
+}
+
+impl State {
+    /// The state that these pairs hold, as a checkpoint or a snapshot gives them back.
+    pub fn load(pairs: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Self {
+        let mut state = Self { kv: Kv::load(pairs), ..Self::default() };
+        state.position = state.get(&keys::meta("position")).unwrap_or_default();
+        state.clock = state.get(&keys::meta("clock")).unwrap_or_default();
+        state.limits = state.get(&keys::meta("limits")).unwrap_or_default();
+        state
+    }
+
+    /// Applies one log entry.
+    pub fn apply(&mut self, batch: &Batch) -> Outcome {
+        if let Err(skipped) = self.admit(batch) {
+            return Outcome::Skipped(skipped);
+        }
+        self.clock = self.clock.max(batch.stamp);
+        let proposer = Proposer { node: batch.node, incarnation: batch.incarnation };
+        let applied = batch.commands.iter().map(|command| self.apply_one(proposer, command)).collect();
+        self.put(keys::meta("position"), &self.position.clone());
+        self.put(keys::meta("clock"), &self.clock.clone());
+        Outcome::Applied(applied)
+    }
+
+    fn apply_one(&mut self, proposer: Proposer, command: &Command) -> Applied {
+        self.position.0 += 1;
+        let mut effects = Vec::new();
+        let reply = self.dispatch(proposer, command, &mut effects).unwrap_or_else(Reply::Refused);
+        Applied { position: self.position, at: self.clock, reply, effects }
+    }
+
+    fn dispatch(&mut self, by: Proposer, command: &Command, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        match command {
+            Command::Started(info) => self.started(by, info, effects),
+            Command::Down { node, incarnation } => self.down(*node, *incarnation, effects),
+            Command::Removed { node } => self.removed(*node, effects),
+            Command::Open { sid, ns, user, guest, pid } => self.open(by, sid, ns, user, *guest, pid, effects),
+            Command::Resume { read, ns, user, pid } => self.resume(by, read, ns, user, pid, effects),
+            Command::Lost(holders) => self.lose(holders, effects),
+            Command::Close(holder) => self.close(holder, effects),
+            Command::Expire(holders) => self.expire(holders, effects),
+            Command::Join { by, room } => self.join(by, room, effects),
+            Command::Leave { by, room } => self.leave(by, room, effects),
+            Command::Enter { by, room } => self.enter(by, room, effects),
+            Command::Exit { by, room } => self.exit(by, room, effects),
+            Command::Publish { by, room, text, mid } => self.publish(by, room, text, mid.as_deref(), effects),
+            Command::SetLimits(limits) => self.set_limits(limits),
+            Command::TakeDrain { force } => self.take_drain(by, *force),
+            Command::EndDrain { node } => self.end_drain(*node),
+        }
+    }
+
+    fn set_limits(&mut self, limits: &Limits) -> Result<Reply, Refusal> {
+        self.limits = limits.clone();
+        self.put(keys::meta("limits"), limits);
+        Ok(Reply::Done)
+    }
+
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    pub fn clock(&self) -> Stamp {
+        self.clock
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Equal on all nodes at the same applied index.
+    pub fn hash(&self) -> u128 {
+        self.kv.hash()
+    }
+
+    /// All pairs, for a snapshot.
+    pub fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.kv.iter()
+    }
+
+    /// What changed since the last call, for a checkpoint.
+    pub fn take_changes(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        self.kv.take_changes()
+    }
+
+    /// The value under a key. Values are written by [`State::put`] alone and their checksums are checked when they come
+    /// from a disk or a peer, so one that does not decode is a bug, and going on would fork the state.
+    fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Option<T> {
+        self.kv.get(key).map(decode)
+    }
+
+    fn put<T: Serialize>(&mut self, key: Vec<u8>, value: &T) {
+        let mut bytes = vec![codec::FORMAT];
+        bytes.extend(codec::body(value).expect("state values are plain data"));
+        self.kv.put(key, bytes);
+    }
+
+    fn mark(&mut self, key: Vec<u8>) {
+        self.kv.put(key, Vec::new());
+    }
+}
+
+fn decode<T: DeserializeOwned>(value: &[u8]) -> T {
+    let Some((&codec::FORMAT, body)) = value.split_first() else { panic!("a state value of an unknown format") };
+    codec::from_body(body).expect("a state value decodes as it was encoded")
+}
+
+impl Skipped {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Repeated => "repeated",
+            Self::TooEarly => "too early",
+            Self::NotLive => "its incarnation is not live",
+        }
+    }
+}
+
+/// A generation that no session ever had.
+pub const NO_GENERATION: Generation = 0;

@@ -1,0 +1,203 @@
+//! Sessions: born at the first CONNECT, attached by the log, lost, resumed, ended.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Proposer, State};
+use crate::{
+    command::{
+        Attached, Effect, Generation, Holder, Incarnation, Namespace, NodeId, PidHash, Position, Refusal, Reply, Room,
+        Sid, Stamp, Unseated, User,
+    },
+    keys,
+};
+
+/// A session's record. Its user's rooms are not in it: they are the user's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    pub sid: Sid,
+    pub ns: Namespace,
+    pub user: User,
+    pub guest: bool,
+    pub pid: PidHash,
+    /// Rooms that it entered for itself, and since when.
+    pub entered: Vec<(Room, Position)>,
+    pub node: NodeId,
+    pub incarnation: Incarnation,
+    pub generation: Generation,
+    /// Where it was opened. Nothing before it is ever replayed to it.
+    pub first: Position,
+    /// When its transport was lost, if that was recorded.
+    pub lost_at: Option<Stamp>,
+}
+
+impl Session {
+    pub fn holder(&self) -> Holder {
+        Holder { sid: self.sid.clone(), generation: self.generation }
+    }
+}
+
+impl State {
+    #[allow(clippy::too_many_arguments, reason = "one for each field of the command")]
+    pub(super) fn open(
+        &mut self,
+        by: Proposer,
+        sid: &Sid,
+        ns: &Namespace,
+        user: &User,
+        guest: bool,
+        pid: &PidHash,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Reply, Refusal> {
+        if self.kv.has(&keys::session(sid)) || self.kv.has(&keys::pid(pid)) {
+            // 120 random bits do not repeat; a proposer that sends the same ones twice must not get two sessions.
+            return Err(Refusal::Moved);
+        }
+        self.make_room_for_session(ns, user, effects)?;
+        let session = Session {
+            sid: sid.clone(),
+            ns: ns.clone(),
+            user: user.clone(),
+            guest,
+            pid: *pid,
+            entered: Vec::new(),
+            node: by.node,
+            incarnation: by.incarnation,
+            generation: 1,
+            first: self.position,
+            lost_at: None,
+        };
+        self.put(keys::pid(pid), sid);
+        self.mark(keys::of_user(ns, user, sid));
+        self.mark(keys::of_incarnation(by.node, by.incarnation, sid));
+        self.put(keys::session(sid), &session);
+        Ok(self.seat(&session, None, effects))
+    }
+
+    /// Past the bound on a user's sessions the one that was lost longest ago goes; when none is lost, none is opened.
+    fn make_room_for_session(&mut self, ns: &Namespace, user: &User, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+        let sessions = self.sessions_of(ns, user);
+        if (sessions.len() as u64) < self.limits.sessions_per_user {
+            return Ok(());
+        }
+        let lost = sessions.into_iter().filter(|session| !self.is_attached(session));
+        match lost.min_by_key(|session| (session.lost_at.unwrap_or(0), session.first)) {
+            Some(oldest) => {
+                self.end(&oldest, Unseated::Evicted, effects);
+                Ok(())
+            }
+            None => Err(Refusal::TooManySessions),
+        }
+    }
+
+    pub(super) fn resume(
+        &mut self,
+        by: Proposer,
+        read: &Holder,
+        ns: &Namespace,
+        user: &User,
+        pid: &PidHash,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Reply, Refusal> {
+        let Some(mut session) = self.session(&read.sid) else { return Err(Refusal::UnknownSession) };
+        if session.pid != *pid || session.ns != *ns {
+            return Err(Refusal::UnknownSession);
+        }
+        if session.user != *user {
+            self.end(&session, Unseated::Evicted, effects);
+            return Err(Refusal::OtherUser);
+        }
+        if session.generation != read.generation {
+            return Err(Refusal::Moved);
+        }
+        let gap = self.lost_since(&session).map(|lost_at| self.clock.saturating_sub(lost_at));
+        effects.push(Effect::Unseated { holder: session.holder(), why: Unseated::Resumed });
+        self.kv.delete(&keys::of_incarnation(session.node, session.incarnation, &session.sid));
+        self.kv.delete(&keys::lost(&session.sid));
+        session.node = by.node;
+        session.incarnation = by.incarnation;
+        session.generation += 1;
+        session.lost_at = None;
+        self.mark(keys::of_incarnation(by.node, by.incarnation, &session.sid));
+        self.put(keys::session(&session.sid), &session);
+        Ok(self.seat(&session, gap, effects))
+    }
+
+    fn seat(&self, session: &Session, gap_ms: Option<u64>, effects: &mut Vec<Effect>) -> Reply {
+        effects.push(Effect::Seated(Attached {
+            holder: session.holder(),
+            node: session.node,
+            incarnation: session.incarnation,
+            ns: session.ns.clone(),
+            user: session.user.clone(),
+            rooms: self.rooms_of_user(&session.ns, &session.user),
+            entered: session.entered.iter().map(|(room, _)| room.clone()).collect(),
+            gap_ms,
+        }));
+        Reply::Seated { generation: session.generation, first: session.first }
+    }
+
+    pub(super) fn lose(&mut self, holders: &[Holder], effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        for holder in holders {
+            let Ok(mut session) = self.held(holder) else { continue };
+            if session.lost_at.is_none() {
+                session.lost_at = Some(self.clock);
+                self.mark(keys::lost(&session.sid));
+                self.put(keys::session(&session.sid), &session);
+                effects.push(Effect::Unseated { holder: holder.clone(), why: Unseated::Lost });
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn close(&mut self, holder: &Holder, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        let session = self.held(holder)?;
+        self.end(&session, Unseated::Closed, effects);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn expire(&mut self, holders: &[Holder], effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        for holder in holders {
+            let Ok(session) = self.held(holder) else { continue };
+            if !self.is_attached(&session) {
+                self.end(&session, Unseated::Expired, effects);
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Takes a session out of every table. A guest's memberships end with its last session.
+    fn end(&mut self, session: &Session, why: Unseated, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Unseated { holder: session.holder(), why });
+        for (room, _) in &session.entered {
+            self.kv.delete(&keys::entered(&session.ns, room, &session.sid));
+            self.touch_room(&session.ns, room, |record| record.entered -= 1);
+        }
+        self.kv.delete(&keys::of_incarnation(session.node, session.incarnation, &session.sid));
+        self.kv.delete(&keys::of_user(&session.ns, &session.user, &session.sid));
+        self.kv.delete(&keys::lost(&session.sid));
+        self.kv.delete(&keys::pid(&session.pid));
+        self.kv.delete(&keys::session(&session.sid));
+        if session.guest && self.sessions_of(&session.ns, &session.user).is_empty() {
+            for room in self.rooms_of_user(&session.ns, &session.user) {
+                self.remove_member(&session.ns, &session.user, &room, effects);
+            }
+        }
+    }
+
+    /// The session, if it has not moved on since somebody acted for it.
+    pub(super) fn held(&self, holder: &Holder) -> Result<Session, Refusal> {
+        let session = self.session(&holder.sid).filter(|session| session.generation == holder.generation);
+        session.ok_or(Refusal::Moved)
+    }
+
+    /// True when no loss is recorded and its incarnation is live.
+    pub fn is_attached(&self, session: &Session) -> bool {
+        session.lost_at.is_none() && self.is_live(session.node, session.incarnation)
+    }
+
+    /// When its transport went, as far as the log knows: its own loss, or the end of its node's incarnation.
+    fn lost_since(&self, session: &Session) -> Option<Stamp> {
+        let ended = || self.node(session.node).filter(|_| !self.is_attached(session)).map(|node| node.ended_at);
+        session.lost_at.or_else(ended)
+    }
+}
