@@ -1,8 +1,12 @@
 //! moim's replicated store.
+pub mod base;
 pub mod codec;
 pub mod command;
+pub mod disk;
 pub mod error;
 pub mod keys;
 pub mod kv;
 pub mod raft;
+pub mod snapshot;
 pub mod state;
+pub mod wire;
