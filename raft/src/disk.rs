@@ -1,0 +1,33 @@
+//! Small files that must survive a power cut: written aside, synced, renamed, the folder synced.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+
+use crate::error::{Error, Result};
+
+/// Replaces `path` by these bytes, or leaves it as it was.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let aside = path.with_extension("tmp");
+    let write = || {
+        let mut file = File::create(&aside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&aside, path)
+    };
+    write().map_err(|e| failed("write", path, &e))?;
+    sync_parent(path)
+}
+
+/// Makes a creation, renaming or removal in the folder of `path` durable.
+pub fn sync_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent).and_then(|folder| folder.sync_all()).map_err(|e| failed("sync", parent, &e))
+}
+
+/// An I/O error as the node has to see it: final, with the path in it.
+pub fn failed(what: &str, path: &Path, error: &io::Error) -> Error {
+    Error::fatal(format!("cannot {what} {}: {error}", path.display()))
+}
