@@ -1,0 +1,189 @@
+//! The one thread that writes.
+//!
+//! It takes what is queued as one group: one write, one sync, then all answers in order. While it syncs, the next group
+//! gathers in the queue, so a busy log syncs for many at once and an idle one does not wait for company.
+//!
+//! The first error is final. What reached the disk is unknown then and `fdatasync` must not be tried again (a second
+//! one can succeed without having written anything), so from there on all are answered with that error.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::Receiver,
+    },
+    thread,
+    time::Instant,
+};
+
+use tokio::sync::watch;
+
+use super::{
+    Failure, GROUP_BYTES_MAX, Job, Options,
+    mark::Mark,
+    record::{self, Place, Record},
+    recover::Recovered,
+    segment::{self, Header},
+    state::State,
+};
+
+pub struct Flusher {
+    dir: PathBuf,
+    options: Options,
+    mark: Mark,
+    marked: Instant,
+    state: State,
+    file: File,
+    /// Where the next record goes. All before it is synced.
+    end: Place,
+    /// Waits for the next group, or for the mark.
+    committed: Option<Record>,
+    buffer: Vec<u8>,
+    bytes: Arc<AtomicU64>,
+    failure: watch::Sender<Option<Failure>>,
+}
+
+impl Flusher {
+    /// Goes on where `recovered` ends; makes a segment if there is none to go on with.
+    pub fn new(
+        dir: PathBuf,
+        options: Options,
+        recovered: Recovered,
+        bytes: Arc<AtomicU64>,
+        failure: watch::Sender<Option<Failure>>,
+    ) -> io::Result<Self> {
+        let Recovered { mut mark, mut state, open, end } = recovered;
+        mark.set(end)?;
+        let (file, end) = match open {
+            Some(file) => (file, end),
+            None => begin_segment(&dir, &mut mark, &mut state, end)?,
+        };
+        bytes.store(state.bytes(), Ordering::Relaxed);
+        let marked = Instant::now();
+        Ok(Self { dir, options, mark, marked, state, file, end, committed: None, buffer: Vec::new(), bytes, failure })
+    }
+
+    /// Works until the queue is closed and empty.
+    pub fn run(mut self, queue: &Receiver<Job>) {
+        while let Some((group, mark_is_due)) = self.next(queue) {
+            let failed = self.write(&group).err().map(|e| self.fail(format!("the log cannot be written: {e}")));
+            group.into_iter().for_each(|job| job.answer(failed.as_ref()));
+            let failed = failed.or_else(|| {
+                self.tidy(mark_is_due).err().map(|e| self.fail(format!("the files of the log cannot be kept: {e}")))
+            });
+            if let Some(failure) = failed {
+                return queue.iter().for_each(|job| job.answer(Some(&failure)));
+            }
+        }
+    }
+
+    fn fail(&self, why: String) -> Failure {
+        let failure = Failure::from(why);
+        tracing::error!("{failure}");
+        self.failure.send_replace(Some(Failure::clone(&failure)));
+        failure
+    }
+
+    /// The next group: what is queued, up to [`GROUP_BYTES_MAX`]. When there is nothing for [`Options::mark_every`], or
+    /// ever again, an empty group in which the mark catches up; `None` once it has.
+    fn next(&mut self, queue: &Receiver<Job>) -> Option<(Vec<Job>, bool)> {
+        let settled = self.committed.is_none() && self.mark.at() == self.end;
+        let first = if settled {
+            queue.recv().ok()?
+        } else {
+            match queue.recv_timeout(self.options.mark_every) {
+                Ok(job) => job,
+                Err(_) => return Some((vec![], true)),
+            }
+        };
+        let mut bytes = first.bytes();
+        let mut group = vec![first];
+        while bytes < GROUP_BYTES_MAX
+            && let Ok(job) = queue.try_recv()
+        {
+            bytes += job.bytes();
+            group.push(job);
+        }
+        Some((group, self.marked.elapsed() >= self.options.mark_every))
+    }
+
+    /// One write and one sync for the whole group. A commit point waits for company, or for the mark.
+    fn write(&mut self, group: &[Job]) -> io::Result<()> {
+        let is_committed = |record: &&Record| matches!(record, Record::Committed(_));
+        let (committed, records): (Vec<_>, Vec<_>) = group.iter().flat_map(|job| &job.records).partition(is_committed);
+        if let Some(last) = committed.last() {
+            self.committed = Some((*last).clone());
+        }
+        if records.is_empty() && (self.committed.is_none() || !group.is_empty()) {
+            return Ok(());
+        }
+        if self.end.offset >= self.options.segment_bytes {
+            (self.file, self.end) = begin_segment(&self.dir, &mut self.mark, &mut self.state, self.end)?;
+        }
+        self.buffer.clear();
+        record::frame_group(&mut self.buffer, self.end);
+        records.into_iter().try_for_each(|record| self.add(record))?;
+        if let Some(committed) = self.committed.take() {
+            self.add(&committed)?;
+        }
+        self.file.write_all_at(&self.buffer, self.end.offset)?;
+        (self.options.sync)(&self.file)?;
+        self.end.offset += self.buffer.len() as u64;
+        Ok(())
+    }
+
+    fn add(&mut self, record: &Record) -> io::Result<()> {
+        self.state.apply(record)?;
+        record.frame(&mut self.buffer, self.end);
+        Ok(())
+    }
+
+    /// What can wait until everybody has an answer: files that are no longer needed, and the mark.
+    fn tidy(&mut self, mark_is_due: bool) -> io::Result<()> {
+        let mut removed = false;
+        while let Some(segment) = self.state.take_unneeded() {
+            fs::remove_file(segment::path(&self.dir, segment.number))?;
+            removed = true;
+        }
+        if removed {
+            segment::sync_dir(&self.dir)?;
+        }
+        if mark_is_due {
+            self.mark.set(self.end)?;
+            self.marked = Instant::now();
+        }
+        if let Some(segment) = self.state.segments.back_mut() {
+            segment.bytes = self.end.offset;
+        }
+        self.bytes.store(self.state.bytes(), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A panic is as final as an error. (Those who wait are answered when their jobs are dropped.)
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.failure.send_replace(Some(Arc::from("the thread that writes the log has panicked")));
+        }
+    }
+}
+
+/// Makes the segment after the one that ends at `end`, which is synced. The mark moves to the very end of the old one
+/// first and to the new one before its first group, so neither can go missing unnoticed.
+fn begin_segment(dir: &Path, mark: &mut Mark, state: &mut State, end: Place) -> io::Result<(File, Place)> {
+    mark.set(end)?;
+    if let Some(old) = state.segments.back_mut() {
+        old.bytes = end.offset;
+    }
+    let header = Header { number: end.segment + 1, before: end.offset, span: state.span };
+    let (file, offset) = segment::create(dir, header, &state.carry)?;
+    state.begin(header.number);
+    let end = Place { segment: header.number, offset };
+    mark.set(end)?;
+    Ok((file, end))
+}

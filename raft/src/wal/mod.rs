@@ -1,0 +1,234 @@
+//! A write-ahead log: an ordered stream of records in numbered files, synced in groups by one thread.
+//!
+//! It holds what no promise can do without, Raft's log and vote, so it is small and refuses rather than guesses.
+//!
+//! # What always holds
+//!
+//! * A job is answered `Ok` only after everything up to it was synced; answers come in the order of jobs. (A commit point
+//!   alone is a hint: it is answered at once, and written with the next group or when the mark moves.)
+//! * The first error of a write or sync is final: that job and all later ones get it, nothing is tried again.
+//! * A segment is synced before its successor is made, and the folder when a file is made or removed.
+//! * Each segment starts with the vote, the purge and the commit point of that time, and says which indexes the log
+//!   held; so files go as soon as their entries are purged, and a file that is missed shows.
+//!
+//! # What is found at opening
+//!
+//! A crash may tear the end of what was not synced; anything else that is not as it was written refuses with one line.
+//! Three things tell them apart:
+//!
+//! 1. Each group starts with an empty record, written only after the group before it was synced. A damaged place with
+//!    such a record behind it was therefore synced once.
+//! 2. Each segment names the length of the one before it.
+//! 3. The *mark*, a file of its own, holds a place up to which the log was synced. It is moved and synced at each new
+//!    segment, at [`Wal::close`], at opening, and [`Options::mark_every`] while groups are written. A log that is shorter
+//!    refuses, and so does one whose last segment is gone.
+//!
+//! What is *not* found: damage to the last group that was ever written, if the process then ended without
+//! [`Wal::close`] before the mark followed (within [`Options::mark_every`]). It looks like a torn write, and is dropped as
+//! one, although that group may have been acknowledged. A disk that loses what it has synced, in other words, is
+//! believed about its last group for that long; to be sure there as well would cost a second sync a group.
+//!
+//! A header has its own checksum, and it covers the place that the record was written for: a damaged length cannot swallow
+//! what follows, and old bytes in a tail are never taken for a record.
+
+mod flusher;
+mod mark;
+pub mod record;
+mod recover;
+mod segment;
+mod state;
+
+use std::{
+    fmt,
+    fs::{self, File},
+    io,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, Sender},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use self::{flusher::Flusher, record::Record};
+use crate::error::{Error, Result};
+
+/// Bytes that may wait for the disk. Past it, [`Wal::room`] waits, and with it the one who wants to write.
+pub const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// A group takes no more jobs once it has this many bytes; the rest is the next group.
+pub const GROUP_BYTES_MAX: usize = 8 << 20;
+
+/// Why the log had to stop. One line.
+pub type Failure = Arc<str>;
+/// Syncs a segment's data.
+pub type SyncFn = Arc<dyn Fn(&File) -> io::Result<()> + Send + Sync>;
+
+#[derive(Clone)]
+pub struct Options {
+    /// A segment that has reached this many bytes is followed by a new one. It can be longer by one group.
+    pub segment_bytes: u64,
+    /// The mark lags no further behind than this.
+    pub mark_every: Duration,
+    /// [`File::sync_data`]; tests count, hold up and fail it.
+    pub sync: SyncFn,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { segment_bytes: 64 << 20, mark_every: Duration::from_secs(1), sync: Arc::new(File::sync_data) }
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "segments of {} bytes, mark every {:?}", self.segment_bytes, self.mark_every)
+    }
+}
+
+/// Room in the queue; given back once the job that holds it is answered.
+pub struct Room(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+
+/// Called exactly once with a job's outcome, on the flusher's thread; it must not block. Dropped unanswered, it says so.
+pub struct Done(Option<Box<dyn FnOnce(io::Result<()>) + Send>>);
+
+impl Done {
+    pub fn new(call: impl FnOnce(io::Result<()>) + Send + 'static) -> Self {
+        Self(Some(Box::new(call)))
+    }
+
+    /// For those who need no answer.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    fn answer(mut self, outcome: io::Result<()>) {
+        if let Some(call) = self.0.take() {
+            call(outcome);
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        if let Some(call) = self.0.take() {
+            call(Err(io::Error::other("the log is closed")));
+        }
+    }
+}
+
+/// Records that are written together, in order.
+struct Job {
+    records: Vec<Record>,
+    done: Done,
+    _room: Room,
+}
+
+impl Job {
+    fn bytes(&self) -> usize {
+        self.records.iter().map(Record::bytes).sum()
+    }
+
+    fn answer(self, failure: Option<&Failure>) {
+        self.done.answer(failure.map_or(Ok(()), |why| Err(io::Error::other(why.to_string()))));
+    }
+}
+
+/// An open log. See the module.
+pub struct Wal {
+    queue: Mutex<Option<Sender<Job>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    room: Arc<Semaphore>,
+    bytes: Arc<AtomicU64>,
+    failure: watch::Receiver<Option<Failure>>,
+}
+
+impl Wal {
+    /// Opens the log in `dir`, making the folder and the log if there are none, and hands every record to `visit`, in
+    /// order, from the oldest segment on. Blocks while it reads.
+    ///
+    /// Refused if it is damaged, shorter than what was synced, or in use; also with the error of `visit`.
+    pub fn open(dir: &Path, options: Options, visit: impl FnMut(Record) -> Result<()>) -> Result<Self> {
+        let fatal = |e: io::Error| Error::fatal(format!("cannot open the log in {}: {e}", dir.display()));
+        if !dir.exists() {
+            fs::create_dir(dir).map_err(fatal)?;
+            let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            segment::sync_dir(parent).map_err(fatal)?;
+        }
+        let recovered = recover::recover(dir, visit)?;
+        let (failure, failed) = watch::channel(None);
+        let bytes = Arc::new(AtomicU64::new(0));
+        let flusher =
+            Flusher::new(dir.to_path_buf(), options, recovered, Arc::clone(&bytes), failure).map_err(fatal)?;
+        let (queue, jobs) = mpsc::channel();
+        let run = move || flusher.run(&jobs);
+        let thread = thread::Builder::new().name("log".into()).spawn(run).map_err(fatal)?;
+        Ok(Self {
+            queue: Mutex::new(Some(queue)),
+            thread: Mutex::new(Some(thread)),
+            room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
+            bytes,
+            failure: failed,
+        })
+    }
+
+    /// Waits until `bytes` more may be queued. More than the whole queue takes the whole queue.
+    pub async fn room(&self, bytes: usize) -> Room {
+        let permits = bytes.clamp(1, QUEUE_BYTES_MAX) as u32;
+        Room(Arc::clone(&self.room).acquire_many_owned(permits).await.expect("the semaphore is never closed"))
+    }
+
+    /// Queues `records`, to be written in this order after all that were submitted before. Never blocks. No record is
+    /// longer than [`record::BODY_BYTES_MAX`].
+    ///
+    /// A record that would leave a hole is a bug, and stops the log with an error.
+    pub fn submit(&self, records: Vec<Record>, room: Room, done: Done) {
+        let job = Job { records, done, _room: room };
+        if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
+            // A flusher that is gone cannot take it: then it is dropped, which answers it.
+            let _ = queue.send(job);
+        }
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The first and final error, once there is one.
+    pub fn failure(&self) -> watch::Receiver<Option<Failure>> {
+        self.failure.clone()
+    }
+
+    /// Writes what is queued, moves the mark to the end, and ends the thread. Later jobs are answered with an error.
+    /// Blocks. Closing twice does no harm.
+    pub fn close(&self) -> Result<()> {
+        drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // If it has panicked, it has left that as its failure.
+            let _ = thread.join();
+        }
+        match &*self.failure.borrow() {
+            None => Ok(()),
+            Some(why) => Err(Error::fatal(why)),
+        }
+    }
+}
+
+impl Drop for Wal {
+    fn drop(&mut self) {
+        let _ = self.close();
+    }
+}
+
+/// Refuses to start on the log in `dir`: what is wrong, and the way on.
+fn refuse<T>(dir: &Path, what: impl fmt::Display) -> Result<T> {
+    Err(Error::refused(format!(
+        "the log in {} is not what was written: {what}. Restore this node's data folder as a whole, or start with an empty \
+         one, so that it joins its cluster as a new node",
+        dir.display()
+    )))
+}

@@ -1,0 +1,115 @@
+//! Files of a log: their names, their headers, and how one is read from end to end.
+//!
+//! ```text
+//! [8 bytes "moim-wal"][u32 format][u64 number][u64 end of the segment before][u64 first][u64 next][u32 crc32 of these]
+//! ```
+//!
+//! Integers are big-endian. Numbers count from 1 without a gap. `first..next` are the indexes that the log held when
+//! the segment was made, so that a missing earlier file shows.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    record::{self, Place, Record},
+    refuse,
+    state::{Carry, Span},
+};
+use crate::error::{Error, Result};
+
+const MAGIC: &[u8; 8] = b"moim-wal";
+const FORMAT: u32 = 1;
+/// Bytes of a segment's header.
+pub const HEADER_BYTES: usize = 48;
+
+/// What a segment says about itself and its predecessor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub number: u64,
+    /// Bytes of the segment before this one, all of them synced; 0 for the first ever.
+    pub before: u64,
+    pub span: Span,
+}
+
+impl Header {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::from(MAGIC);
+        out.extend(FORMAT.to_be_bytes());
+        [self.number, self.before, self.span.first, self.span.next].iter().for_each(|n| out.extend(n.to_be_bytes()));
+        out.extend(crc32fast::hash(&out).to_be_bytes());
+        out
+    }
+
+    /// `None` if it is damaged or the header of another segment; an error if another version wrote it.
+    pub fn decode(bytes: &[u8], number: u64) -> Result<Option<Self>> {
+        let Some((header, _)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+        let u32_at = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let u64_at = |at: usize| u64::from(u32_at(at)) << 32 | u64::from(u32_at(at + 4));
+        if !header.starts_with(MAGIC) || u32_at(44) != crc32fast::hash(&header[..44]) || u64_at(12) != number {
+            return Ok(None);
+        }
+        match u32_at(8) {
+            FORMAT => {
+                let span = Span { first: u64_at(28), next: u64_at(36) };
+                Ok(Some(Self { number, before: u64_at(20), span }))
+            }
+            other => {
+                Err(Error::refused(format!("segment {number} has format {other}, which only a later version knows")))
+            }
+        }
+    }
+}
+
+pub fn path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:016}.wal"))
+}
+
+/// The numbers of all segments in `dir`, in order. Files of other names are left alone.
+pub fn list(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for file in fs::read_dir(dir)? {
+        let name = file?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(".wal")).and_then(|stem| stem.parse().ok());
+        numbers.extend(number.filter(|number| path(dir, *number).file_name() == Some(&name)));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Makes a segment: its header, then the state that must outlive its predecessors. File and folder are synced before
+/// it returns. Gives the file and its length.
+pub fn create(dir: &Path, header: Header, carry: &Carry) -> io::Result<(File, u64)> {
+    let start = Place { segment: header.number, offset: 0 };
+    let mut bytes = header.encode();
+    carry.records().for_each(|record| record.frame(&mut bytes, start));
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path(dir, header.number))?;
+    file.write_all_at(&bytes, 0)?;
+    file.sync_all()?;
+    sync_dir(dir)?;
+    Ok((file, bytes.len() as u64))
+}
+
+/// Makes files that were created in or removed from `dir` stay so.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Hands every record to `visit`, in order. Gives the offset where the next record would be: the length of the file, or
+/// where the first one lies that is not whole.
+pub fn scan(bytes: &[u8], number: u64, dir: &Path, mut visit: impl FnMut(Record) -> Result<()>) -> Result<usize> {
+    let mut offset = HEADER_BYTES;
+    while let Some((kind, body)) = record::parse(&bytes[offset..], Place { segment: number, offset: offset as u64 }) {
+        let place = Place { segment: number, offset: offset as u64 };
+        let read = Record::read(kind, body).and_then(|record| record.map_or(Ok(()), &mut visit));
+        if let Err(Error::Refused(why)) = read {
+            return refuse(dir, format!("{place}: {why}"));
+        }
+        read?;
+        offset += record::HEADER_BYTES + body.len();
+    }
+    Ok(offset)
+}
