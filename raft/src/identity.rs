@@ -1,0 +1,322 @@
+//! What a data folder knows of itself: whose it is, to which cluster it belongs, how often it was started.
+//!
+//! A node *is* its data folder: the id is made together with the folder and never used again for another one. What always
+//! holds:
+//!
+//! * a folder is used by one process at a time (a file lock says so);
+//! * what is in memory here is on disk: each change is written aside, synced, renamed, and the folder synced, before it counts;
+//! * a folder that has belonged to a cluster leaves a *marker* beside itself. So an empty folder next to a marker is known
+//!   to be one that was lost or not mounted, and forms no new cluster.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    codec::{self, Kind},
+    error::{Error, Result},
+    raft::{NodeId, Peer},
+};
+
+const FILE: &str = "identity";
+const LOCK: &str = "lock";
+
+/// Id of a cluster: 16 random lower-case base-32 characters.
+pub type ClusterId = String;
+
+/// Voters of a cluster that is being formed, by ascending id.
+pub type Members = Vec<(NodeId, Peer)>;
+
+/// How far a folder has come to belonging to a cluster. Stored: only ever add variants at the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Belongs {
+    /// To none yet.
+    Nowhere,
+    /// `founder` (perhaps this very node) wants to form this cluster. Nobody knows yet whether it came to be.
+    Proposed { cluster: ClusterId, founder: NodeId, members: Members },
+    /// For good. `founding` is not empty on the founder: the members with which Raft is initialised, again after a crash.
+    Settled { cluster: ClusterId, founding: Members },
+}
+
+/// The stored form. A changed layout is a new struct under a new codec format.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Stored {
+    node: NodeId,
+    incarnation: u64,
+    belongs: Belongs,
+}
+
+/// The identity of an opened, locked data folder.
+#[derive(Debug)]
+pub struct Identity {
+    dir: PathBuf,
+    stored: Stored,
+    /// The cluster that the marker names, when the folder itself was found empty.
+    lost: Option<ClusterId>,
+    _lock: File,
+}
+
+impl Identity {
+    /// Opens the folder, makes it (and a node id) if there is none, and keeps it locked until dropped.
+    ///
+    /// # Errors
+    /// `Refused` when another process uses the folder, or its identity file is damaged; `Fatal` when the disk fails.
+    pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
+        let dir = dir.into();
+        make_folder(&dir).map_err(|e| failed(&dir, "make", &e))?;
+        let lock = lock(&dir)?;
+        let marker = read_marker(&dir)?;
+        let found = read(&dir.join(FILE)).map_err(|e| failed(&dir, "read the identity in", &e))?;
+        let new = found.is_none();
+        let stored: Stored = match found {
+            Some(bytes) => codec::decode(Kind::Identity, &bytes).map_err(|e| damaged(&dir, &e))?,
+            None => Stored { node: random_id()?, incarnation: 0, belongs: Belongs::Nowhere },
+        };
+        // Judged by what the folder says, not by whether it is new: its second start must not forget that it was lost.
+        let lost = marker.clone().filter(|_| stored.belongs == Belongs::Nowhere);
+        let mut identity = Self { dir, stored: stored.clone(), lost, _lock: lock };
+        match &stored.belongs {
+            Belongs::Settled { cluster, .. } if marker.as_ref() != Some(cluster) => identity.write_marker(cluster)?,
+            _ if new => identity.store(stored)?,
+            _ => {}
+        }
+        Ok(identity)
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.stored.node
+    }
+
+    /// The folder itself.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn belongs(&self) -> &Belongs {
+        &self.stored.belongs
+    }
+
+    /// The cluster that this node is in or has agreed to be in.
+    pub fn cluster(&self) -> Option<&ClusterId> {
+        match &self.stored.belongs {
+            Belongs::Nowhere => None,
+            Belongs::Proposed { cluster, .. } | Belongs::Settled { cluster, .. } => Some(cluster),
+        }
+    }
+
+    pub fn is_settled(&self) -> bool {
+        matches!(self.stored.belongs, Belongs::Settled { .. })
+    }
+
+    /// Why this folder must not take part in forming a new cluster, if it must not. It may still join one.
+    pub fn may_form(&self) -> Result<()> {
+        let Some(cluster) = &self.lost else { return Ok(()) };
+        Err(Error::refused(format!(
+            "the data folder {} is empty, but {} says that it belonged to cluster {cluster}. Restore the folder (is its disk \
+             mounted?), or join that cluster as a new node (--join), or delete the marker file to really start anew",
+            self.dir.display(),
+            marker_path(&self.dir).display(),
+        )))
+    }
+
+    /// Number of this start of the node: one more than the last, on disk before it is returned.
+    pub fn next_incarnation(&mut self) -> Result<u64> {
+        let mut next = self.stored.clone();
+        next.incarnation += 1;
+        let incarnation = next.incarnation;
+        self.store(next)?;
+        Ok(incarnation)
+    }
+
+    /// Moves on to `belongs`; on disk (and the marker beside the folder, once settled) when this returns.
+    ///
+    /// # Errors
+    /// `Refused` when the folder is settled in another cluster: that never changes.
+    pub fn set_belongs(&mut self, belongs: Belongs) -> Result<()> {
+        if let (Belongs::Settled { cluster: old, .. }, new) = (&self.stored.belongs, &belongs)
+            && !matches!(new, Belongs::Settled { cluster, .. } if cluster == old)
+        {
+            return Err(Error::refused(format!("the data folder belongs to cluster {old} for good")));
+        }
+        if let Belongs::Settled { cluster, .. } = &belongs {
+            self.write_marker(cluster)?; // First: a marker too many is an explained refusal, one too few a second cluster.
+        }
+        self.store(Stored { belongs, ..self.stored.clone() })?;
+        self.lost = None;
+        Ok(())
+    }
+
+    fn store(&mut self, stored: Stored) -> Result<()> {
+        let bytes = codec::encode(Kind::Identity, &stored)?;
+        replace(&self.dir.join(FILE), &bytes).map_err(|e| failed(&self.dir, "write the identity in", &e))?;
+        self.stored = stored;
+        Ok(())
+    }
+
+    fn write_marker(&self, cluster: &str) -> Result<()> {
+        let text = format!("{cluster}\n");
+        replace(&marker_path(&self.dir), text.as_bytes()).map_err(|e| failed(&self.dir, "write the marker beside", &e))
+    }
+}
+
+/// A new cluster id.
+pub fn new_cluster_id() -> Result<ClusterId> {
+    const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(Error::fatal)?;
+    Ok(random.iter().map(|byte| char::from(BASE32[usize::from(byte % 32)])).collect())
+}
+
+/// `<data>.cluster`: outside, so that it is still there when the folder is not.
+pub fn marker_path(dir: &Path) -> PathBuf {
+    let mut name = dir.file_name().unwrap_or_default().to_owned();
+    name.push(".cluster");
+    dir.with_file_name(name)
+}
+
+fn random_id() -> Result<NodeId> {
+    getrandom::u64().map_err(Error::fatal)
+}
+
+/// Only its owner may look into it: it holds what people wrote.
+fn make_folder(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+}
+
+fn lock(dir: &Path) -> Result<File> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(dir.join(LOCK));
+    let file = file.map_err(|e| failed(dir, "open the lock in", &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::refused(format!(
+            "another process is using the data folder {}; each node needs its own folder",
+            dir.display()
+        ))),
+        Err(TryLockError::Error(e)) => Err(failed(dir, "lock", &e)),
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn read_marker(dir: &Path) -> Result<Option<ClusterId>> {
+    let bytes = read(&marker_path(dir)).map_err(|e| failed(dir, "read the marker beside", &e))?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
+}
+
+/// Old or new content, never a mix, also after a power cut.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".tmp");
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&aside, path)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn failed(dir: &Path, what: &str, error: &io::Error) -> Error {
+    Error::fatal(format!("cannot {what} the data folder {}: {error}", dir.display()))
+}
+
+fn damaged(dir: &Path, error: &Error) -> Error {
+    Error::refused(format!(
+        "{} cannot be used ({error}). Move the folder away and join the cluster as a new node",
+        dir.join(FILE).display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled(cluster: &str) -> Belongs {
+        Belongs::Settled { cluster: cluster.to_owned(), founding: Vec::new() }
+    }
+
+    #[test]
+    fn an_identity_survives_reopening_and_incarnations_only_grow() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("n1");
+        let mut identity = Identity::open(&dir).unwrap();
+        let node = identity.node();
+        assert_eq!((identity.next_incarnation().unwrap(), identity.next_incarnation().unwrap()), (1, 2));
+        identity.set_belongs(settled("abc")).unwrap();
+        drop(identity);
+        let mut identity = Identity::open(&dir).unwrap();
+        assert_eq!((identity.node(), identity.cluster().map(String::as_str)), (node, Some("abc")));
+        assert_eq!(identity.next_incarnation().unwrap(), 3);
+    }
+
+    #[test]
+    fn a_second_process_on_a_folder_is_refused_and_told_so() {
+        let temp = tempfile::tempdir().unwrap();
+        let first = Identity::open(temp.path()).unwrap();
+        let Err(Error::Refused(why)) = Identity::open(temp.path()) else { panic!("must be refused") };
+        assert!(why.contains("another process"), "{why}");
+        drop(first);
+        Identity::open(temp.path()).unwrap();
+    }
+
+    #[test]
+    fn an_empty_folder_beside_a_marker_may_not_form_but_may_join() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("n1");
+        Identity::open(&dir).unwrap().set_belongs(settled("abc")).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        for _ in 0..2 {
+            Identity::open(&dir).unwrap().next_incarnation().unwrap();
+            let why = Identity::open(&dir).unwrap().may_form().unwrap_err().to_string();
+            assert!(why.contains("abc") && why.contains("n1.cluster") && why.contains("delete the marker"), "{why}");
+        }
+        let mut identity = Identity::open(&dir).unwrap();
+        identity.set_belongs(settled("abc")).unwrap();
+        identity.may_form().unwrap();
+    }
+
+    #[test]
+    fn a_settled_folder_never_changes_its_cluster() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut identity = Identity::open(temp.path().join("n1")).unwrap();
+        identity.set_belongs(settled("abc")).unwrap();
+        assert!(identity.set_belongs(settled("xyz")).is_err());
+        assert!(identity.set_belongs(Belongs::Nowhere).is_err());
+        assert_eq!(identity.cluster().map(String::as_str), Some("abc"));
+    }
+
+    #[test]
+    fn a_damaged_identity_is_refused_not_replaced() {
+        let temp = tempfile::tempdir().unwrap();
+        drop(Identity::open(temp.path()).unwrap());
+        let path = temp.path().join(FILE);
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        assert!(matches!(Identity::open(temp.path()), Err(Error::Refused(_))));
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
+
+    #[test]
+    fn only_the_owner_can_read_folder_and_files() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("n1");
+        Identity::open(&dir).unwrap().set_belongs(settled("abc")).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&dir), 0o700);
+        for path in [dir.join(FILE), dir.join(LOCK), marker_path(&dir)] {
+            assert_eq!(mode(&path), 0o600, "{}", path.display());
+        }
+    }
+}

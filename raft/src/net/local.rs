@@ -1,0 +1,89 @@
+//! What a node tells its peers about itself, and the secret that it proves to them.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{
+    error::{Error, Result},
+    identity::{ClusterId, Identity},
+    raft::{NodeId, Peer},
+};
+
+/// The shared secret of a cluster; empty when none is configured. Never printed.
+#[derive(Clone, Default)]
+pub struct Secret(Vec<u8>);
+
+impl Secret {
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// A peer port that others than this machine can reach must not be open to whoever finds it.
+    pub fn required_for(addr: SocketAddr) -> bool {
+        !match addr.ip() {
+            IpAddr::V4(ip) => ip.is_loopback(),
+            IpAddr::V6(ip) => ip.is_loopback() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_loopback()),
+        }
+    }
+
+    /// Refuses a peer address that needs a secret when there is none.
+    pub fn check(&self, addr: SocketAddr) -> Result<()> {
+        if self.0.is_empty() && Self::required_for(addr) {
+            return Err(Error::refused(format!(
+                "the peer address {addr} can be reached from other machines: give all nodes the same --cluster-secret-file"
+            )));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// This node, as every connection of it presents it.
+#[derive(Debug)]
+pub struct Local {
+    node: NodeId,
+    dir: PathBuf,
+    /// The operator's name for it, and the peer address that others are told.
+    pub peer: Peer,
+    pub secret: Secret,
+    identity: Mutex<Identity>,
+}
+
+impl Local {
+    pub fn new(identity: Identity, peer: Peer, secret: Secret) -> Self {
+        Self { node: identity.node(), dir: identity.dir().to_owned(), peer, secret, identity: Mutex::new(identity) }
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
+    /// The cluster that this node is in or has agreed to be in.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.identity().cluster().cloned()
+    }
+
+    /// The stored identity. Never held across an `.await`; a change of it syncs a small file, a handful of times in a
+    /// node's life.
+    pub fn identity(&self) -> MutexGuard<'_, Identity> {
+        // Identity stores first and changes its memory last, so a panic in between leaves nothing half done.
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
