@@ -15,7 +15,7 @@
 //! The eight bytes of magic and the two version numbers are the one thing here that no version may ever change.
 //! After the handshake the bytes are plain: whoever can write into the connection is inside, as in any protocol without TLS.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
@@ -92,7 +92,10 @@ enum Step {
 /// `Unavailable` when nobody answers, or not in time; `Refused` when the wrong one does, with its reason or ours.
 pub async fn dial(local: &Local, addr: &str, lane: Lane, wanted: Option<NodeId>) -> Result<(TcpStream, Remote)> {
     let dialing = async {
-        let mut stream = TcpStream::connect(addr).await.map_err(Error::unavailable)?;
+        let mut stream = TcpStream::connect(addr).await.map_err(|e| match e.kind() {
+            io::ErrorKind::ConnectionRefused => Error::unavailable(format!("{addr} does not answer")),
+            _ => Error::unavailable(format!("{addr} is not reached: {e}")),
+        })?;
         stream.set_nodelay(true).map_err(Error::unavailable)?;
         let remote = shake_as_dialer(local, &mut stream, lane, wanted).await?;
         Ok((stream, remote))
@@ -100,7 +103,8 @@ pub async fn dial(local: &Local, addr: &str, lane: Lane, wanted: Option<NodeId>)
     match timeout(HANDSHAKE_TIMEOUT, dialing).await {
         Ok(Ok(reached)) => Ok(reached),
         Ok(Err(Error::Refused(why))) => Err(Error::refused(format!("{addr}: {why}"))),
-        Ok(Err(_)) => Err(Error::unavailable(format!("{addr} does not answer"))),
+        Ok(Err(Error::Unavailable(why))) if !why.contains(addr) => Err(Error::unavailable(format!("{addr}: {why}"))),
+        Ok(Err(error)) => Err(error),
         Err(_) => Err(Error::unavailable(format!("{addr} does not answer within {HANDSHAKE_TIMEOUT:?}"))),
     }
 }
@@ -112,12 +116,7 @@ pub async fn accept(local: &Local, stream: &mut TcpStream) -> Result<Remote> {
     shaken.unwrap_or_else(|_| Err(Error::unavailable("no handshake in time")))
 }
 
-async fn shake_as_dialer(
-    local: &Local,
-    stream: &mut TcpStream,
-    lane: Lane,
-    wanted: Option<NodeId>,
-) -> Result<Remote> {
+async fn shake_as_dialer(local: &Local, stream: &mut TcpStream, lane: Lane, wanted: Option<NodeId>) -> Result<Remote> {
     let mine = hello(local, lane, wanted)?;
     send_prelude(stream).await?;
     send(stream, &Step::Hello(mine.clone())).await?;

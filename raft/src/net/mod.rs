@@ -1,0 +1,37 @@
+//! The network between nodes.
+//!
+//! Every node listens on one peer port. A connection begins with a [`handshake`] and then carries one [`Lane`] of traffic
+//! as [`frame`]s, so entries do not wait behind snapshots, nor heartbeats behind entries, nor Raft behind chat. What always
+//! holds: nothing is handed on from somebody who did not prove the cluster's secret and name the node it meant to reach;
+//! nothing is allocated for a length that was only declared; every queue has a bound.
+//!
+//! | module | |
+//! |---|---|
+//! | [`local`] | what this node says of itself |
+//! | [`link`] | requests and answers, many at a time, over one connection |
+//! | [`message`] | what is asked and answered |
+//! | [`network`] | openraft's side: sends |
+//! | [`consensus`] | openraft's side: receives |
+//! | [`serve`] | the listener |
+//! | [`peers`] | requests of the layers above, and the bus |
+//! | [`snapshot`] | files over the bulk lane |
+
+pub mod consensus;
+pub mod frame;
+pub mod handshake;
+pub mod link;
+pub mod local;
+pub mod message;
+pub mod network;
+pub mod peers;
+pub mod serve;
+pub mod snapshot;
+
+pub use consensus::{Consensus, Heard, RaftConsensus};
+pub use handshake::{Lane, Remote};
+pub use local::{Local, Secret};
+pub use message::{CallRequest, CallResponse, Forwarded, Leadership, Probed};
+pub use network::Network;
+pub use peers::Peers;
+pub use serve::{App, serve};
+pub use snapshot::SnapshotFile;

@@ -1,0 +1,179 @@
+//! The listener: who connects, proves itself, and is answered by lane.
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::{
+    io::BufReader,
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    CallRequest, CallResponse, Consensus, Lane, Local, Remote,
+    frame::{self, FRAME_BYTES_MAX, Frame, What},
+    handshake,
+    link::{Outbox, write_all},
+    message::{RaftReply, RaftRequest, append_request, transfer_request},
+    snapshot,
+};
+use crate::{
+    codec,
+    error::{Error, Result},
+    raft::NodeId,
+};
+
+/// Connections that have not proved themselves yet; the next waits to be accepted. Each ends within the handshake's time.
+const STRANGERS_MAX: usize = 256;
+/// Requests of one connection that are worked on at once; reading waits above it.
+const WORKING_MAX: usize = 256;
+
+/// The layers above Raft, as a peer sees them.
+pub trait App: Send + Sync + 'static {
+    /// An error is sent back; `Unavailable` tells the peer that trying again can help.
+    fn call(&self, from: Remote, request: CallRequest) -> BoxFuture<'_, Result<CallResponse>>;
+    /// Must not block: what it cannot take it drops.
+    fn bus(&self, from: NodeId, bytes: Bytes);
+}
+
+/// Answers peers until `stop`; then all connections are closed, and it returns.
+pub async fn serve(
+    listener: TcpListener,
+    local: Arc<Local>,
+    consensus: Arc<dyn Consensus>,
+    app: Arc<dyn App>,
+    stop: CancellationToken,
+) {
+    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    let server = Server { local, consensus, app };
+    let mut connections = JoinSet::new();
+    loop {
+        let stranger = Arc::clone(&strangers).acquire_owned();
+        let accepted = async {
+            let permit = stranger.await.expect("this semaphore is never closed");
+            (listener.accept().await, permit)
+        };
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            (accepted, permit) = accepted => match accepted {
+                Ok((stream, _)) => {
+                    let server = server.clone();
+                    connections.spawn(async move { server.connection(stream, permit).await });
+                }
+                Err(e) => out_of_sockets(&e).await,
+            },
+        }
+    }
+    connections.shutdown().await;
+}
+
+/// Accepting fails for a connection that is gone already, or when the process has no file handle left: both pass.
+async fn out_of_sockets(error: &io::Error) {
+    tracing::warn!("cannot accept a peer connection: {error}");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+#[derive(Clone)]
+struct Server {
+    local: Arc<Local>,
+    consensus: Arc<dyn Consensus>,
+    app: Arc<dyn App>,
+}
+
+impl Server {
+    async fn connection<P>(self, mut stream: TcpStream, stranger: P) {
+        let shaken = handshake::accept(&self.local, &mut stream).await;
+        drop(stranger);
+        let ended = match shaken {
+            Ok(remote) => self.lane(stream, remote).await,
+            Err(e) => {
+                tracing::info!("a peer connection was not taken: {e}");
+                return;
+            }
+        };
+        if let Err(e) = ended {
+            tracing::debug!("a peer connection ends: {e}");
+        }
+    }
+
+    async fn lane(self, mut stream: TcpStream, remote: Remote) -> Result<()> {
+        match remote.lane {
+            Lane::Raft | Lane::Beat | Lane::Call => self.requests(stream, remote).await,
+            Lane::Bulk => snapshot::receive(&mut stream, self.local.dir(), &*self.consensus).await,
+            Lane::Bus => self.bus(stream, remote.node).await,
+        }
+    }
+
+    async fn bus(self, stream: TcpStream, from: NodeId) -> Result<()> {
+        let mut stream = BufReader::new(stream);
+        while let Some(frame) = frame::read::<Frame>(&mut stream, FRAME_BYTES_MAX).await? {
+            let What::OneWay(bytes) = frame.what else { return Err(unexpected()) };
+            self.app.bus(from, bytes);
+        }
+        Ok(())
+    }
+
+    /// Works on many requests at a time; answers go out as they are ready.
+    async fn requests(self, stream: TcpStream, remote: Remote) -> Result<()> {
+        let (read, write) = stream.into_split();
+        let mut read = BufReader::with_capacity(64 << 10, read);
+        let (out, packets) = Outbox::new();
+        let mut work = JoinSet::new();
+        work.spawn(write_all(packets, write));
+        while let Some(frame) = frame::read::<Frame>(&mut read, FRAME_BYTES_MAX).await? {
+            let What::Request(body) = frame.what else { return Err(unexpected()) };
+            while work.try_join_next().is_some() {}
+            if work.len() > WORKING_MAX {
+                work.join_next().await;
+            }
+            let (server, remote, out) = (self.clone(), remote.clone(), out.clone());
+            work.spawn(async move {
+                let what = match server.answer(remote, body).await {
+                    Ok(body) => What::Reply(body),
+                    Err(e) => What::Failed(matches!(e, Error::Unavailable(_)), e.to_string()),
+                };
+                let _ = out.send(&Frame { id: frame.id, what }).await; // Fails when the peer is gone: nobody waits.
+            });
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, remote: Remote, body: Bytes) -> Result<Bytes> {
+        let answer = if remote.lane == Lane::Call {
+            codec::body(&self.app.call(remote, codec::from_body(&body)?).await?)?
+        } else {
+            self.still_together(&remote)?;
+            codec::body(&self.raft(codec::from_body(&body)?).await?)?
+        };
+        Ok(answer.into())
+    }
+
+    /// A cluster that was only proposed may have been given up since the handshake.
+    fn still_together(&self, remote: &Remote) -> Result<()> {
+        if self.local.cluster() == remote.cluster {
+            return Ok(());
+        }
+        Err(Error::refused("this node is not in that cluster any more"))
+    }
+
+    async fn raft(&self, request: RaftRequest) -> Result<RaftReply> {
+        Ok(match request {
+            RaftRequest::Append { vote, prev, entries, commit } => {
+                self.consensus.append(append_request(vote, prev, entries, commit)?).await?.into()
+            }
+            RaftRequest::Vote(rpc) => self.consensus.vote(rpc.into()).await?.into(),
+            RaftRequest::PreVote(rpc) => self.consensus.pre_vote(rpc.into()).await?.into(),
+            RaftRequest::Transfer { from, to, last } => {
+                self.consensus.transfer(transfer_request(from, to, last)).await?.into()
+            }
+        })
+    }
+}
+
+fn unexpected() -> Error {
+    Error::refused("not what this lane carries")
+}
