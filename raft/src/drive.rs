@@ -1,0 +1,147 @@
+//! The task that carries this node's batches to the leader, one after another, until each has landed.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use openraft::errors::{ClientWriteError, RaftError};
+use tokio::sync::watch;
+
+use crate::{
+    codec::{self, Kind},
+    command::{Batch, Command, NodeId, Stamp},
+    error::{Error, Result},
+    net::{CallRequest, CallResponse, Forwarded, Local, Peers},
+    propose::{Landed, Proposals, Ticket},
+    raft::{Payload, Peer},
+    store::Consensus,
+};
+
+/// How long the leader may take to append, commit and answer; then the batch is sent again.
+const SEND_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a batch that the leader has committed may take to be applied here; then it is sent again.
+const LAND_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause before a batch is sent again that could not be sent.
+const RETRY: Duration = Duration::from_millis(20);
+/// Pause before a node that was told that its incarnation is over starts the next one.
+const RESTART: Duration = Duration::from_millis(200);
+
+pub(crate) struct Driver {
+    pub local: Arc<Local>,
+    pub consensus: Consensus,
+    pub peers: Arc<Peers>,
+    pub proposals: Arc<Proposals>,
+    pub info: crate::command::NodeInfo,
+    /// Told when an incarnation of this node has started, and when it is over.
+    pub started: watch::Sender<bool>,
+}
+
+impl Driver {
+    /// Lives one incarnation after another, until it is dropped or the disk fails.
+    pub async fn run(&self) -> Error {
+        loop {
+            if let Err(e) = self.live().await {
+                return e;
+            }
+            self.started.send_replace(false);
+            self.proposals.refuse("this node was declared down and is starting again");
+            tokio::time::sleep(RESTART).await;
+        }
+    }
+
+    /// One incarnation, from its `started` to the word that it is over.
+    async fn live(&self) -> Result<()> {
+        let incarnation = self.local.identity().next_incarnation()?;
+        self.proposals.begin(incarnation);
+        tracing::info!(incarnation, "starting");
+        let started = vec![Command::Started(self.info.clone())];
+        let mut batch = self.proposals.fly(self.local.node(), incarnation, 1, started, vec![Ticket::nobody()]);
+        let mut landed = self.proposals.landed();
+        loop {
+            let last = self.deliver(&batch).await?;
+            if last.over {
+                return Ok(());
+            }
+            if batch.sequence == 1 {
+                self.proposals.accept();
+                self.started.send_replace(true);
+            }
+            let over = landed.wait_for(|l| l.incarnation == incarnation && l.over);
+            batch = tokio::select! {
+                batch = self.proposals.next_batch(self.local.node(), last) => batch,
+                _ = over => return Ok(()),
+            };
+        }
+    }
+
+    /// Sends a batch until this node has applied it, or its incarnation is over.
+    async fn deliver(&self, batch: &Batch) -> Result<Landed> {
+        let landed = || self.landed(batch);
+        loop {
+            let leader = self.consensus.leader();
+            let mut leaders = self.consensus.leaders();
+            tokio::select! {
+                biased;
+                last = landed() => return last,
+                sent = self.send(batch, leader.as_ref()) => match sent {
+                    // Committed: apply is on its way here, so the leader is not asked again for a while.
+                    Ok(()) => if let Ok(last) = tokio::time::timeout(LAND_TIMEOUT, landed()).await {
+                        return last;
+                    },
+                    Err(Error::Fatal(why)) => return Err(Error::Fatal(why)),
+                    Err(why) => {
+                        tracing::debug!("a batch was not taken, it is sent again: {why}");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                },
+                // A call that waits for a leader that is gone must not outwait the election.
+                () = leaders.wait_for(|now| *now != leader.as_ref().map(|(id, _)| *id)) => {}
+            }
+        }
+    }
+
+    async fn landed(&self, batch: &Batch) -> Result<Landed> {
+        let mut landed = self.proposals.landed();
+        let here = |l: &Landed| l.incarnation == batch.incarnation && (l.over || l.sequence >= batch.sequence);
+        landed.wait_for(here).await.map(|last| *last).map_err(|_| Error::fatal("the state machine has stopped"))
+    }
+
+    async fn send(&self, batch: &Batch, leader: Option<&(NodeId, Peer)>) -> Result<()> {
+        match leader {
+            None => {
+                tokio::time::sleep(RETRY).await;
+                Err(Error::unavailable("no leader is known"))
+            }
+            Some((id, _)) if *id == self.local.node() => append(&self.consensus, batch.clone()).await.map(|_| ()),
+            Some((id, peer)) => {
+                let batch = Bytes::from(codec::encode(Kind::Batch, batch)?);
+                let request = CallRequest::Forward { batch };
+                match self.peers.call(*id, &peer.addr, &request, SEND_TIMEOUT).await? {
+                    CallResponse::Forwarded(Forwarded::Accepted { .. }) => Ok(()),
+                    _ => Err(Error::unavailable("it is not the leader any more")),
+                }
+            }
+        }
+    }
+}
+
+/// Stamps a batch with this node's wall clock and appends it; the index at which it was committed.
+///
+/// # Errors
+/// `Unavailable` when this node does not lead, or stops leading meanwhile; `Fatal` when Raft has stopped.
+pub(crate) async fn append(consensus: &Consensus, mut batch: Batch) -> Result<u64> {
+    batch.stamp = wall_clock();
+    let payload = Payload(Bytes::from(codec::encode(Kind::Batch, &batch)?));
+    match consensus.raft.client_write(payload).await {
+        Ok(written) => Ok(written.log_id.index),
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(Error::unavailable("not the leader")),
+        Err(RaftError::APIError(e)) => Err(Error::unavailable(e)),
+        Err(RaftError::Fatal(e)) => Err(Error::fatal(e)),
+    }
+}
+
+/// Milliseconds since the Unix epoch. The one place where this crate looks at a wall clock.
+pub(crate) fn wall_clock() -> Stamp {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis().try_into().unwrap_or(Stamp::MAX))
+}

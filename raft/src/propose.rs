@@ -1,0 +1,330 @@
+//! Proposals: from any node into the log, in order, once.
+//!
+//! ```text
+//! propose(command, ticket) ─▶ queue ─▶ one batch in flight ─▶ leader ─▶ log ─▶ own apply ─▶ feed ─▶ ticket
+//! ```
+//!
+//! What always holds:
+//! - One batch of a node is in flight at a time; what arrives meanwhile makes up the next. So a batch's sequence is
+//!   always one more than the last, and sending it again can do no harm: `apply` carries it out once.
+//! - A ticket is answered exactly once: by the player, when it comes to the command, or with `unavailable`. After an
+//!   `unavailable` the command may still take effect, unless it had not left the queue.
+//! - A reply is the one that this node's own `apply` computed, so the proposer reads its own writes.
+//! - When the node's incarnation is over, what it had queued is dropped, and it goes on under the next one.
+//!
+//! Why one in flight: openraft groups what several nodes propose by itself; a second batch in flight from one node gained
+//! nothing on the leader and would bring the order of arrival into play.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use crate::{
+    command::{Batch, Command, Incarnation},
+    error::Error,
+    state::{Applied, Outcome, Skipped},
+};
+
+/// Commands of one batch; more wait for the next.
+pub const BATCH_COMMANDS_MAX: usize = 1024;
+/// Bytes of one batch, about; more wait for the next.
+pub const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Commands that may wait in front of the batch in flight; past it a proposal is answered `unavailable` at once.
+pub const QUEUE_COMMANDS_MAX: usize = 65_536;
+/// Bytes that may wait, about; the same.
+pub const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// How long a proposer waits before it hears `unavailable`.
+pub const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Called with what became of a command.
+type Answer = Box<dyn FnOnce(Result<&Applied, Error>) + Send>;
+
+/// The one who waits for a command. Dropped without an answer, it says `unavailable`.
+pub struct Ticket(Option<Answer>);
+
+impl Ticket {
+    pub fn new(answer: impl FnOnce(Result<&Applied, Error>) + Send + 'static) -> Self {
+        Self(Some(Box::new(answer)))
+    }
+
+    /// For a command whose outcome nobody waits for.
+    pub fn nobody() -> Self {
+        Self(None)
+    }
+
+    pub fn answer(mut self, result: Result<&Applied, Error>) {
+        if let Some(answer) = self.0.take() {
+            answer(result);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(answer) = self.0.take() {
+            answer(Err(Error::unavailable("the outcome is not known; try again")));
+        }
+    }
+}
+
+struct Proposal {
+    command: Command,
+    ticket: Ticket,
+    since: Instant,
+}
+
+/// Two lanes, each in order. Sessions and the cluster's own commands go first into a batch, so that a returning client
+/// does not wait behind a flood of messages; all commands of one client after its attachment are in one lane.
+#[derive(Default)]
+struct Queue {
+    first: VecDeque<Proposal>,
+    rest: VecDeque<Proposal>,
+    bytes: usize,
+    /// Why nothing is taken in, while that is so.
+    refusing: Option<String>,
+}
+
+struct Flight {
+    incarnation: Incarnation,
+    sequence: u64,
+    tickets: Vec<Ticket>,
+    since: Instant,
+}
+
+/// How far this node's own batches have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Landed {
+    pub incarnation: Incarnation,
+    pub sequence: u64,
+    /// The incarnation is not live any more.
+    pub over: bool,
+}
+
+/// What waits, what is in flight, and what has landed. Shared by those who propose, the task that sends, and apply.
+pub struct Proposals {
+    queue: Mutex<Queue>,
+    arrived: Notify,
+    flight: Mutex<Option<Flight>>,
+    landed: watch::Sender<Landed>,
+    incarnation: AtomicU64,
+}
+
+impl Default for Proposals {
+    fn default() -> Self {
+        let queue = Queue { refusing: Some("this node has not started yet".to_owned()), ..Queue::default() };
+        Self {
+            queue: Mutex::new(queue),
+            arrived: Notify::new(),
+            flight: Mutex::default(),
+            landed: watch::channel(Landed::default()).0,
+            incarnation: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Proposals {
+    /// Names the incarnation under which this node proposes from now on.
+    pub fn begin(&self, incarnation: Incarnation) {
+        self.incarnation.store(incarnation, Ordering::Release);
+    }
+
+    /// The incarnation under which this node proposes; 0 before the first.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation.load(Ordering::Acquire)
+    }
+
+    /// Queues a command. Past the bounds, or while there is no quorum to be had, the ticket hears `unavailable` at once.
+    pub fn push(&self, command: Command, ticket: Ticket) {
+        let mut queue = lock(&self.queue);
+        let refusal = match &queue.refusing {
+            Some(why) => Some(why.clone()),
+            None if queue.len() >= QUEUE_COMMANDS_MAX || queue.bytes >= QUEUE_BYTES_MAX => {
+                Some("overloaded".to_owned())
+            }
+            None => None,
+        };
+        if let Some(why) = refusal {
+            drop(queue);
+            return ticket.answer(Err(Error::unavailable(why)));
+        }
+        queue.bytes += size(&command);
+        let first = goes_first(&command);
+        let proposal = Proposal { command, ticket, since: Instant::now() };
+        if first {
+            queue.first.push_back(proposal)
+        } else {
+            queue.rest.push_back(proposal)
+        }
+        drop(queue);
+        self.arrived.notify_one();
+    }
+
+    /// Takes nothing in until [`Proposals::accept`], and answers `unavailable` to all that waits.
+    pub fn refuse(&self, why: &str) {
+        let mut queue = lock(&self.queue);
+        queue.refusing = Some(why.to_owned());
+        queue.bytes = 0;
+        let waiting: Vec<Proposal> = std::mem::take(&mut queue.first).into_iter().chain(queue.rest.drain(..)).collect();
+        drop(queue);
+        for proposal in waiting {
+            proposal.ticket.answer(Err(Error::unavailable(why)));
+        }
+    }
+
+    pub fn accept(&self) {
+        lock(&self.queue).refusing = None;
+    }
+
+    /// Waits for commands and makes the next batch of them. It is in flight from now on.
+    pub async fn next_batch(&self, node: u64, after: Landed) -> Batch {
+        loop {
+            if let Some(batch) = self.try_batch(node, after) {
+                return batch;
+            }
+            self.arrived.notified().await;
+        }
+    }
+
+    fn try_batch(&self, node: u64, after: Landed) -> Option<Batch> {
+        let mut queue = lock(&self.queue);
+        let (mut commands, mut tickets, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while commands.len() < BATCH_COMMANDS_MAX && bytes < BATCH_BYTES_MAX {
+            let Some(proposal) = queue.pop() else { break };
+            bytes += size(&proposal.command);
+            commands.push(proposal.command);
+            tickets.push(proposal.ticket);
+        }
+        drop(queue);
+        (!commands.is_empty()).then(|| self.fly(node, after.incarnation, after.sequence + 1, commands, tickets))
+    }
+
+    /// Puts a batch in flight.
+    pub fn fly(
+        &self,
+        node: u64,
+        incarnation: Incarnation,
+        sequence: u64,
+        commands: Vec<Command>,
+        tickets: Vec<Ticket>,
+    ) -> Batch {
+        *lock(&self.flight) = Some(Flight { incarnation, sequence, tickets, since: Instant::now() });
+        Batch { node, incarnation, sequence, stamp: 0, commands }
+    }
+
+    /// Answers `unavailable` to everyone who waited too long. A batch in flight stays in flight without them: until it
+    /// has landed no other may follow it.
+    pub fn time_out(&self, now: Instant) {
+        let late = |since: Instant| now.saturating_duration_since(since) >= PROPOSAL_TIMEOUT;
+        let mut dropped = Vec::new();
+        {
+            let mut queue = lock(&self.queue);
+            let Queue { first, rest, bytes, .. } = &mut *queue;
+            for lane in [first, rest] {
+                while lane.front().is_some_and(|proposal| late(proposal.since)) {
+                    let proposal = lane.pop_front().expect("it was just looked at");
+                    *bytes = bytes.saturating_sub(size(&proposal.command));
+                    dropped.push(proposal.ticket);
+                }
+            }
+        }
+        if let Some(flight) = lock(&self.flight).as_mut().filter(|flight| late(flight.since)) {
+            dropped.append(&mut flight.tickets);
+        }
+        for ticket in dropped {
+            ticket.answer(Err(Error::unavailable("no quorum answered in time; the outcome is not known")));
+        }
+    }
+
+    /// Apply came to a batch of this node: who waits for its commands, in order.
+    pub fn land(&self, batch: &Batch, outcome: &Outcome) -> Vec<Ticket> {
+        match outcome {
+            Outcome::Applied(_) => {
+                let landed = Landed { incarnation: batch.incarnation, sequence: batch.sequence, over: false };
+                self.touch_down(landed)
+            }
+            Outcome::Skipped(Skipped::NotLive) => {
+                self.end_incarnation(batch.incarnation);
+                Vec::new()
+            }
+            Outcome::Skipped(Skipped::Repeated | Skipped::TooEarly) => Vec::new(),
+        }
+    }
+
+    /// A snapshot says how far this node's batches have come; what became of them one by one is not known any more.
+    pub fn jump(&self, incarnation: Incarnation, sequence: u64, live: bool) {
+        drop(self.touch_down(Landed { incarnation, sequence, over: false }));
+        if !live {
+            self.end_incarnation(incarnation);
+        }
+    }
+
+    fn touch_down(&self, landed: Landed) -> Vec<Ticket> {
+        let mut flight = lock(&self.flight);
+        let mine = |f: &Flight| f.incarnation == landed.incarnation && f.sequence <= landed.sequence;
+        let tickets = flight.take_if(|f| mine(f)).map(|flight| flight.tickets);
+        drop(flight);
+        self.landed.send_replace(landed);
+        tickets.unwrap_or_default()
+    }
+
+    /// The log says that an incarnation of this node is over.
+    pub fn end_incarnation(&self, incarnation: Incarnation) {
+        let flight = lock(&self.flight).take_if(|flight| flight.incarnation <= incarnation);
+        drop(flight);
+        self.landed.send_if_modified(|landed| {
+            let news = landed.incarnation <= incarnation && !(landed.over && landed.incarnation == incarnation);
+            if news {
+                *landed = Landed { incarnation, sequence: landed.sequence, over: true };
+            }
+            news
+        });
+    }
+
+    pub fn landed(&self) -> watch::Receiver<Landed> {
+        self.landed.subscribe()
+    }
+}
+
+impl Queue {
+    fn len(&self) -> usize {
+        self.first.len() + self.rest.len()
+    }
+
+    fn pop(&mut self) -> Option<Proposal> {
+        let proposal = self.first.pop_front().or_else(|| self.rest.pop_front())?;
+        self.bytes = self.bytes.saturating_sub(size(&proposal.command));
+        Some(proposal)
+    }
+}
+
+/// Everything but what a seated client sends. A client's own `disconnect()` stays behind its messages.
+fn goes_first(command: &Command) -> bool {
+    use Command::{Close, Enter, Exit, Join, Leave, Publish};
+    !matches!(command, Join { .. } | Leave { .. } | Enter { .. } | Exit { .. } | Publish { .. } | Close(_))
+}
+
+/// About as many bytes as the command takes in a batch.
+fn size(command: &Command) -> usize {
+    const COMMAND_BYTES: usize = 96;
+    COMMAND_BYTES
+        + match command {
+            Command::Publish { text, .. } => text.len(),
+            Command::Lost(holders) | Command::Expire(holders) => holders.len() * 32,
+            _ => 0,
+        }
+}
+
+/// Nothing panics while it holds one of these locks, and what they guard is whole between any two statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,590 @@
+//! The store's face: open it, propose, read, follow the feed, close it.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
+use openraft::{
+    Raft, ReadPolicy, ServerState, SnapshotPolicy, async_runtime::instant::Instant as _,
+    async_runtime::watch::WatchReceiver as _, type_config::alias::InstantOf,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    base::Base,
+    codec::{self, Kind},
+    command::{Batch, Command, Incarnation, Limits, NodeId, NodeInfo},
+    drive::{Driver, append},
+    duties::Duties,
+    error::{Error, Result},
+    form::{Former, Outcome},
+    identity::{ClusterId, Identity},
+    log::Log,
+    machine::{FEED_ENTRIES, Machine, Play, Replica},
+    net::{
+        App, CallRequest, CallResponse, Forwarded, Heard, Leadership, Local, Network, Peers, RaftConsensus, Remote,
+        Secret, serve, snapshot,
+    },
+    propose::{Proposals, Ticket},
+    raft::{Peer, TypeConfig},
+    snapshot::Snapshots,
+    state::{Applied, State},
+};
+
+/// Entries after which a snapshot is written, and entries that the log keeps behind one: a node that was away for fewer
+/// catches up from the log.
+const SNAPSHOT_EVERY: u64 = 20_000;
+/// How long a linearizable read may take.
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
+/// Ephemeral frames of other nodes that wait to be worked on; the next is dropped.
+const BUS_FRAMES_MAX: usize = 4096;
+/// How long a leader waits for another node to take over.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Everything that a node's store needs to know.
+pub struct Config {
+    pub data: PathBuf,
+    pub info: NodeInfo,
+    /// Peer addresses of nodes to find; this node's own may be among them.
+    pub join: Vec<String>,
+    /// With how many voters to form a cluster.
+    pub expect: usize,
+    pub secret: Secret,
+    pub limits: Limits,
+    /// After so long without a word a node is declared down.
+    pub node_timeout: Duration,
+    /// How long a session without a transport lives.
+    pub session_ttl: Duration,
+    pub heartbeat: Duration,
+    /// Least time without a leader before a node stands for election; at most twice as long.
+    pub election: Duration,
+}
+
+/// What a node knows of the cluster at this moment.
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub node: NodeId,
+    pub cluster: Option<ClusterId>,
+    pub leader: Option<NodeId>,
+    pub term: u64,
+    /// Index known as committed by a quorum.
+    pub committed: u64,
+    pub applied: u64,
+    pub voters: BTreeSet<NodeId>,
+    pub peers: Vec<(NodeId, Peer)>,
+    /// Why the node is not in a cluster yet; empty when it is.
+    pub waiting: String,
+    /// This incarnation has started: what this node proposes counts.
+    pub started: bool,
+    /// Since when no leader with a quorum was heard; `None` when never.
+    pub silent_for: Option<Duration>,
+    pub log_bytes: u64,
+}
+
+/// Answers what another node asks of the layers above. Opaque bytes both ways.
+pub type Ask = Box<dyn Fn(Bytes) -> BoxFuture<'static, Bytes> + Send + Sync>;
+
+/// What the store hands to the layers above, each to be worked off by one task.
+pub struct Feeds {
+    pub plays: mpsc::Receiver<Play>,
+    /// Ephemeral frames of other nodes.
+    pub bus: mpsc::Receiver<Bytes>,
+}
+
+/// A node's replicated store. Cheap to clone.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    local: Arc<Local>,
+    consensus: Consensus,
+    peers: Arc<Peers>,
+    replica: Arc<Replica>,
+    proposals: Arc<Proposals>,
+    log: Log,
+    checkpoint_failed: watch::Receiver<Option<String>>,
+    fatal: watch::Sender<Option<String>>,
+    waiting: watch::Receiver<String>,
+    started: watch::Receiver<bool>,
+    contact: watch::Receiver<Option<Instant>>,
+    ask: Arc<OnceLock<Ask>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Store {
+    /// Opens the data folder, answers peers on `listener`, and goes on by itself: forms or finds its cluster, catches up
+    /// with it, starts its incarnation.
+    ///
+    /// # Errors
+    /// `Refused` for a folder that is in use, damaged or foreign; `Fatal` when the disk fails.
+    pub async fn open(config: Config, listener: TcpListener) -> Result<(Self, Feeds)> {
+        let identity = Identity::open(&config.data)?;
+        let node = identity.node();
+        let peer = Peer { name: config.info.name.clone(), addr: config.info.peer.clone() };
+        let local = Arc::new(Local::new(identity, peer, config.secret.clone()));
+        let snapshots = Snapshots::open(&config.data.join("snapshots"))?;
+        snapshot::clean(&config.data)
+            .map_err(|e| Error::fatal(format!("cannot tidy {}: {e}", config.data.display())))?;
+        let log = Log::open(&config.data.join("log"), crate::wal::Options::default())?;
+        let (base, found) = Base::open(&config.data.join("state"))?;
+        let (feed, plays) = mpsc::channel(FEED_ENTRIES);
+        let (bus_feed, bus) = mpsc::channel(BUS_FRAMES_MAX);
+        let proposals = Arc::new(Proposals::default());
+        let found = found.map(|found| (found.state, found.point));
+        let machine = Machine::open(node, base, found, snapshots, proposals.clone(), feed)?;
+        let (replica, checkpoint_failed) = (machine.replica(), machine.failed());
+        let network = Network::new(local.clone());
+        let raft = Raft::build(node, Arc::new(raft_config(&config)?), network, log.clone(), machine);
+        let raft = raft.await.map_err(Error::fatal)?;
+        raft.run();
+        let heard = Heard::default();
+        let consensus = Consensus { raft: raft.clone(), heard: heard.clone(), node };
+        let peers = Arc::new(Peers::new(local.clone()));
+        let receiving = Arc::new(RaftConsensus::new(raft, heard));
+        let former = Arc::new(Former::new(local.clone(), peers.clone(), receiving.clone(), config.expect));
+        let (started_now, started) = watch::channel(false);
+        let (contact_now, contact) = watch::channel(None);
+        let ask = Arc::new(OnceLock::new());
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let app = Arc::new(Answers {
+            local: local.clone(),
+            consensus: consensus.clone(),
+            former: former.clone(),
+            bus: bus_feed,
+            ask: ask.clone(),
+        });
+        tasks.spawn(serve(listener, local.clone(), receiving, app, stop.clone()));
+        let duties = Duties {
+            node,
+            consensus: consensus.clone(),
+            replica: replica.clone(),
+            proposals: proposals.clone(),
+            peers: peers.clone(),
+            started: started.clone(),
+            contact: contact_now,
+            node_timeout: config.node_timeout,
+            session_ttl: config.session_ttl,
+            limits: config.limits.clone(),
+        };
+        tasks.spawn(stop.clone().run_until_cancelled_owned(duties.run()));
+        let driver = Driver {
+            local: local.clone(),
+            consensus: consensus.clone(),
+            peers: peers.clone(),
+            proposals: proposals.clone(),
+            info: config.info,
+            started: started_now,
+        };
+        let inner = Inner {
+            local,
+            consensus,
+            peers,
+            replica,
+            proposals,
+            log,
+            checkpoint_failed,
+            fatal: watch::channel(None).0,
+            waiting: former.waiting(),
+            started,
+            contact,
+            ask,
+            tasks,
+            stop,
+        };
+        let store = Self(Arc::new(inner));
+        let life = store.clone().live(former, config.join, driver);
+        store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(life));
+        Ok((store, Feeds { plays, bus }))
+    }
+
+    /// From an unknown node to one that drives its proposals.
+    async fn live(self, former: Arc<Former>, join: Vec<String>, driver: Driver) {
+        let why = match self.enter(&former, &join).await {
+            Ok(()) => driver.run().await,
+            Err(e) => e,
+        };
+        self.0.fatal.send_replace(Some(why.to_string()));
+    }
+
+    async fn enter(&self, former: &Former, join: &[String]) -> Result<()> {
+        if let Outcome::Found { cluster, members } = former.run(join).await? {
+            tracing::info!(%cluster, voters = members.len(), "forming the cluster");
+            let members: std::collections::BTreeMap<NodeId, Peer> = members.into_iter().collect();
+            match self.0.consensus.raft.initialize(members).await {
+                Ok(()) => {}
+                // An earlier try got through.
+                Err(openraft::errors::RaftError::APIError(_)) => {}
+                Err(e) => return Err(Error::fatal(e)),
+            }
+        }
+        // Nothing older than what this node served before its restart.
+        while self.0.consensus.raft.wait_for_recovery(Some(Duration::from_secs(5))).await.is_err() {
+            tracing::warn!("still catching up with what was committed before the start");
+        }
+        Ok(())
+    }
+
+    /// Hands a command to the log. The ticket hears what this node's apply made of it, or `unavailable`; it is called by
+    /// the task that works the feed off, so it must not block.
+    pub fn propose(&self, command: Command, ticket: Ticket) {
+        self.0.proposals.push(command, ticket);
+    }
+
+    /// [`Store::propose`], and waits until it was played on this node.
+    pub async fn call(&self, command: Command) -> Result<Applied> {
+        let (tell, told) = oneshot::channel();
+        self.propose(command, Ticket::new(move |outcome| _ = tell.send(outcome.cloned())));
+        told.await.unwrap_or_else(|_| Err(Error::unavailable("the store is closing")))
+    }
+
+    /// Reads this node's state, which may be behind. The closure must be short: apply waits for it.
+    pub fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
+        self.0.replica.read(read)
+    }
+
+    /// As [`Store::read`], with the index up to which the state is current.
+    pub fn read_at<T>(&self, read: impl FnOnce(&State, u64) -> T) -> T {
+        self.0.replica.read_at(read)
+    }
+
+    /// After this, a read sees at least everything that was acknowledged anywhere before the call.
+    pub async fn linearizable(&self) -> Result<()> {
+        let caught_up = async {
+            let index = self.read_index().await?;
+            let mut applied = self.0.replica.applied();
+            applied.wait_for(|applied| *applied >= index).await.map_err(|_| Error::unavailable("closing"))?;
+            Ok(())
+        };
+        tokio::time::timeout(READ_TIMEOUT, caught_up)
+            .await
+            .unwrap_or_else(|_| Err(Error::unavailable("no quorum answered in time")))
+    }
+
+    async fn read_index(&self) -> Result<u64> {
+        loop {
+            let asked = match self.0.consensus.leader() {
+                Some((id, _)) if id == self.node() => self.0.consensus.read_index().await,
+                Some((id, peer)) => {
+                    let answer = self.0.peers.call(id, &peer.addr, &CallRequest::ReadIndex, READ_TIMEOUT).await;
+                    match answer {
+                        Ok(CallResponse::ReadIndex(Leadership::Leader(index))) => Ok(index),
+                        Ok(_) => Err(Error::unavailable("it is not the leader any more")),
+                        Err(e) => Err(e),
+                    }
+                }
+                None => Err(Error::unavailable("no leader is known")),
+            };
+            match asked {
+                Ok(index) => return Ok(index),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// The state hash at an applied index (`None`: the newest), or the oldest and newest index of which it is known.
+    pub fn hash_at(&self, index: Option<u64>) -> std::result::Result<(u64, u128), (u64, u64)> {
+        self.0.replica.hash_at(index)
+    }
+
+    /// Sends to all other nodes what may be lost. Never waits.
+    pub fn bus_send(&self, bytes: &Bytes) {
+        if let Err(e) = self.0.peers.bus_send(bytes) {
+            tracing::debug!("not sent to the other nodes: {e}");
+        }
+    }
+
+    /// Asks the layers above on another node.
+    pub async fn ask(&self, node: NodeId, question: Bytes, within: Duration) -> Result<Bytes> {
+        let peer = self.0.consensus.peer(node).ok_or_else(|| Error::refused("no such node"))?;
+        match self.0.peers.call(node, &peer.addr, &CallRequest::Ask(question), within).await? {
+            CallResponse::Ask(answer) => Ok(answer),
+            _ => Err(Error::unavailable("an answer to another question")),
+        }
+    }
+
+    /// Who answers when another node asks. Once.
+    pub fn on_ask(&self, ask: Ask) {
+        if self.0.ask.set(ask).is_err() {
+            tracing::error!("a second answerer was ignored");
+        }
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.0.local.node()
+    }
+
+    pub fn incarnation(&self) -> Incarnation {
+        self.0.proposals.incarnation()
+    }
+
+    /// True while this incarnation counts. Changes when the node is declared down and starts again.
+    pub fn started(&self) -> watch::Receiver<bool> {
+        self.0.started.clone()
+    }
+
+    /// The cluster that this node is in, once it is in one.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.0.local.cluster()
+    }
+
+    pub fn status(&self) -> Status {
+        let metrics = self.0.consensus.metrics();
+        let membership = metrics.membership_config.membership();
+        let index = |id: Option<crate::raft::LogId>| id.map_or(0, |id| id.index);
+        Status {
+            node: self.node(),
+            cluster: self.cluster(),
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            committed: index(metrics.cluster_committed).max(index(metrics.local_committed)),
+            applied: *self.0.replica.applied().borrow(),
+            voters: membership.voter_ids().collect(),
+            peers: membership.nodes().map(|(id, peer)| (*id, peer.clone())).collect(),
+            waiting: self.0.waiting.borrow().clone(),
+            started: *self.0.started.borrow(),
+            silent_for: self.0.contact.borrow().map(|at| at.elapsed()),
+            log_bytes: self.0.log.size_bytes(),
+        }
+    }
+
+    /// Gives leadership to the most caught-up voter that is heard of, if this node has it. Without such a voter nothing
+    /// is given away: nobody could take it.
+    pub async fn hand_over(&self) {
+        let Some(to) = self.0.consensus.successor() else { return };
+        if let Err(e) = self.0.consensus.raft.trigger().transfer_leader(to).await {
+            return tracing::warn!("leadership was not handed over: {e}");
+        }
+        let me = self.node();
+        let mut leaders = self.0.consensus.leaders();
+        let moved = leaders.wait_for(|leader| leader.is_some_and(|leader| leader != me));
+        if tokio::time::timeout(HAND_OVER_TIMEOUT, moved).await.is_err() {
+            tracing::warn!("leadership was not taken over in time");
+        }
+    }
+
+    /// Comes true when the node can no longer keep its promises, with the reason: it has to exit.
+    pub async fn fatal(&self) -> Error {
+        let (mut own, mut checkpoint) = (self.0.fatal.subscribe(), self.0.checkpoint_failed.clone());
+        let said = |why: &Option<String>| why.clone().unwrap_or_default();
+        tokio::select! {
+            e = self.0.log.fatal() => e,
+            Ok(why) = own.wait_for(Option::is_some) => Error::fatal(said(&why)),
+            Ok(why) = checkpoint.wait_for(Option::is_some) => Error::fatal(said(&why)),
+            why = self.0.consensus.stopped() => Error::fatal(why),
+        }
+    }
+
+    /// Stops: nothing is proposed any more, what is in the log is synced, the state is checkpointed.
+    pub async fn close(&self) -> Result<()> {
+        self.0.proposals.refuse("this node is stopping");
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        if let Err(e) = self.0.consensus.raft.shutdown().await {
+            tracing::error!("Raft did not stop cleanly: {e}");
+        }
+        self.0.log.close().await
+    }
+}
+
+/// openraft, as the rest of this crate asks it.
+#[derive(Clone)]
+pub(crate) struct Consensus {
+    pub raft: Raft<TypeConfig, Machine>,
+    heard: Heard,
+    node: NodeId,
+}
+
+type Metrics = openraft::RaftMetrics<TypeConfig>;
+
+impl Consensus {
+    /// A copy: a borrowed metric would hold Raft up.
+    fn metrics(&self) -> Metrics {
+        self.raft.metrics().borrow_watched().clone()
+    }
+
+    pub fn leader(&self) -> Option<(NodeId, Peer)> {
+        let metrics = self.metrics();
+        let id = metrics.current_leader?;
+        let peer = metrics.membership_config.membership().get_node(&id)?.clone();
+        Some((id, peer))
+    }
+
+    /// The leader as this node knows it, as it changes.
+    pub fn leaders(&self) -> Leaders {
+        Leaders(self.raft.metrics())
+    }
+
+    pub fn peer(&self, id: NodeId) -> Option<Peer> {
+        self.metrics().membership_config.membership().get_node(&id).cloned()
+    }
+
+    pub fn members(&self) -> Vec<(NodeId, Peer)> {
+        let metrics = self.metrics();
+        metrics.membership_config.membership().nodes().map(|(id, peer)| (*id, peer.clone())).collect()
+    }
+
+    /// The term that this node leads in, if it does.
+    pub fn leading_term(&self) -> Option<u64> {
+        let metrics = self.metrics();
+        (metrics.state == ServerState::Leader).then_some(metrics.current_term)
+    }
+
+    /// When a quorum last answered this leader, or a leader was last heard by this node.
+    pub fn last_contact(&self) -> Option<Instant> {
+        let metrics = self.metrics();
+        match metrics.state {
+            ServerState::Leader => metrics.last_quorum_acked.map(|at| to_tokio(*at)),
+            _ => self.heard.last(),
+        }
+    }
+
+    /// When a node last answered this leader.
+    pub fn heard_of(&self, node: NodeId) -> Option<Instant> {
+        self.metrics().heartbeat?.get(&node).copied().flatten().map(|at| to_tokio(*at))
+    }
+
+    /// The voter that can best take over.
+    pub fn successor(&self) -> Option<NodeId> {
+        const HEARD_WITHIN: Duration = Duration::from_secs(1);
+        let metrics = self.metrics();
+        let replication = metrics.replication?;
+        let heard = |id: &NodeId| self.heard_of(*id).is_some_and(|at| at.elapsed() < HEARD_WITHIN);
+        let voters = metrics.membership_config.membership().voter_ids().filter(|id| *id != self.node && heard(id));
+        voters.max_by_key(|id| replication.get(id).copied().flatten().map(|matched| matched.index))
+    }
+
+    /// Up to where a leader has committed, after a quorum confirmed that it leads.
+    pub async fn read_index(&self) -> Result<u64> {
+        let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(Error::unavailable)?;
+        Ok(linearizer.read_log_id().index())
+    }
+
+    /// Comes true when Raft has stopped by itself.
+    async fn stopped(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        loop {
+            let state = metrics.borrow_watched().running_state.clone();
+            if let Err(e) = state {
+                return e.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "Raft has ended".to_owned();
+            }
+        }
+    }
+}
+
+fn to_tokio(at: InstantOf<TypeConfig>) -> Instant {
+    Instant::now() - at.elapsed()
+}
+
+/// Raft's metrics, watched for the leader alone.
+pub(crate) struct Leaders(openraft::type_config::alias::WatchReceiverOf<TypeConfig, Metrics>);
+
+impl Leaders {
+    /// Waits until the leader is such. Never comes back once Raft has ended.
+    pub async fn wait_for(&mut self, wanted: impl Fn(&Option<NodeId>) -> bool) {
+        loop {
+            let leader = self.0.borrow_watched().current_leader;
+            if wanted(&leader) {
+                return;
+            }
+            if self.0.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+}
+
+/// What other nodes ask of this one.
+struct Answers {
+    local: Arc<Local>,
+    consensus: Consensus,
+    former: Arc<Former>,
+    bus: mpsc::Sender<Bytes>,
+    ask: Arc<OnceLock<Ask>>,
+}
+
+impl Answers {
+    async fn answer(&self, from: Remote, request: CallRequest) -> Result<CallResponse> {
+        let leader = || self.consensus.leader().map(|(id, _)| id);
+        Ok(match request {
+            CallRequest::Forward { batch } => {
+                let batch: Batch = codec::decode(Kind::Batch, &batch)?;
+                let appended = append(&self.consensus, batch).await;
+                CallResponse::Forwarded(match appended {
+                    Ok(index) => Forwarded::Accepted { index },
+                    Err(Error::Unavailable(_)) => Forwarded::NotLeader { leader: leader() },
+                    Err(e) => return Err(e),
+                })
+            }
+            CallRequest::ReadIndex => CallResponse::ReadIndex(match self.consensus.read_index().await {
+                Ok(index) => Leadership::Leader(index),
+                Err(_) => Leadership::NotLeader { leader: leader() },
+            }),
+            CallRequest::Ask(question) => match self.ask.get() {
+                Some(ask) => CallResponse::Ask(ask(question).await),
+                None => return Err(Error::unavailable("this node is still starting")),
+            },
+            CallRequest::Join { id, peer } => CallResponse::Join(self.take_in(id, peer).await),
+            CallRequest::Probe | CallRequest::Form { .. } => {
+                let answer = self.former.answer(&from, &request).await;
+                answer.ok_or_else(|| Error::refused("a request that this version does not know"))?
+            }
+        })
+    }
+
+    /// A node of an empty disk becomes a learner.
+    async fn take_in(&self, id: NodeId, peer: Peer) -> Leadership<std::result::Result<(), String>> {
+        match self.consensus.leader() {
+            Some((leader, _)) if leader == self.local.node() => {
+                let added = self.consensus.raft.add_learner(id, peer, false).await;
+                Leadership::Leader(added.map(|_| ()).map_err(|e| e.to_string()))
+            }
+            other => Leadership::NotLeader { leader: other.map(|(id, _)| id) },
+        }
+    }
+}
+
+impl App for Answers {
+    fn call(&self, from: Remote, request: CallRequest) -> BoxFuture<'_, Result<CallResponse>> {
+        self.answer(from, request).boxed()
+    }
+
+    fn bus(&self, _from: NodeId, bytes: Bytes) {
+        // A full queue loses it, as it may be.
+        _ = self.bus.try_send(bytes);
+    }
+}
+
+fn raft_config(config: &Config) -> Result<openraft::Config> {
+    let raft = openraft::Config {
+        cluster_name: "moim".to_owned(),
+        heartbeat_interval: config.heartbeat.as_millis() as u64,
+        election_timeout_min: config.election.as_millis() as u64,
+        election_timeout_max: config.election.as_millis() as u64 * 2,
+        // An isolated node must not push everybody's term up, and a restarted leader must be elected again.
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        allow_log_reversion: None,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        max_in_snapshot_log_to_keep: SNAPSHOT_EVERY,
+        replication_lag_threshold: SNAPSHOT_EVERY * 4,
+        max_payload_entries: 512,
+        install_snapshot_timeout: 20_000,
+        ..openraft::Config::default()
+    };
+    raft.validate().map_err(|e| Error::refused(format!("Raft's settings: {e}")))
+}
