@@ -1,0 +1,273 @@
+//! A handle on one client connection: facts about it, and the three things one can do to it (arm, cut, close gently).
+//!
+//! What always holds:
+//! * The handle is cheap to clone and outlives the connection; it never keeps the descriptor open.
+//! * After `cut` not one more byte goes out, whoever writes what.
+//! * `closed` comes true for every way in which a connection can end, and stays true.
+//!
+//! It is also where a hand-over of live connections would begin (DESIGN D14): the descriptor can be had here
+//! (`State::tcp`), and a `said: Mutex<Vec<u8>>` beside it, filled by the stream's reads until the last CONNECT was
+//! answered, would hold what a successor has to replay.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{net::TcpStream, sync::Notify, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::frame::{Armed, CLOSE_RESTART, text};
+
+/// Frames that may wait for their replacement on one connection (one per CONNECT that is under way). Past it the
+/// connection is cut: no honest client has as many namespaces.
+pub const ARMED_MAX: usize = 1024;
+
+/// How long `close_gently` waits for a peer that reads slowly, or not at all, before it cuts.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A client connection, as everybody but its stream sees it.
+#[derive(Clone)]
+pub struct Connection(pub(super) Arc<State>);
+
+pub(super) struct State {
+    tcp: Weak<TcpStream>,
+    peer: SocketAddr,
+    pub(super) out: Mutex<Out>,
+    upgraded: AtomicBool,
+    opened: Instant,
+    /// Milliseconds from `opened` to the last byte that came from the peer.
+    heard: AtomicU64,
+    queued: AtomicUsize,
+    written: AtomicU64,
+    progress: Notify,
+    closed: CancellationToken,
+}
+
+/// The outgoing half; everything that decides whether and how bytes leave is under one lock.
+pub(super) struct Out {
+    pub(super) phase: Phase,
+    /// Accepted from the writer, not yet taken by the kernel; always ends at the end of a frame.
+    pub(super) rest: Vec<u8>,
+    pub(super) armed: Vec<Armed>,
+    on_close: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Open,
+    /// `rest` still goes out; new writes are swallowed, what the peer says is thrown away.
+    Closing,
+    /// Nothing goes out, reads are at their end.
+    Cut,
+}
+
+impl Connection {
+    pub(super) fn new(tcp: &Arc<TcpStream>, peer: SocketAddr) -> Self {
+        let out = Out { phase: Phase::Open, rest: Vec::new(), armed: Vec::new(), on_close: Vec::new() };
+        Self(Arc::new(State {
+            tcp: Arc::downgrade(tcp),
+            peer,
+            out: Mutex::new(out),
+            upgraded: AtomicBool::new(false),
+            opened: Instant::now(),
+            heard: AtomicU64::new(0),
+            queued: AtomicUsize::new(0),
+            written: AtomicU64::new(0),
+            progress: Notify::new(),
+            closed: CancellationToken::new(),
+        }))
+    }
+
+    /// From now on the text frame of `from`, when it is written, goes out as the text frame of `to`; once.
+    /// To be called before the frame can be written. Both are at most 65,535 bytes.
+    pub fn arm(&self, from: Vec<u8>, to: Vec<u8>) {
+        let full = {
+            let mut out = self.lock();
+            if out.phase == Phase::Open && out.armed.len() < ARMED_MAX {
+                out.armed.push(Armed { from: text(&from), to: text(&to) });
+            }
+            out.armed.len() >= ARMED_MAX
+        };
+        if full {
+            self.cut();
+        }
+    }
+
+    /// Ends the connection in this very step: everything written from now on is swallowed, reads are at their end, TCP
+    /// is shut down. May be called again. The client sees a transport close and reconnects.
+    pub fn cut(&self) {
+        {
+            let mut out = self.lock();
+            if out.phase == Phase::Cut {
+                return;
+            }
+            out.phase = Phase::Cut;
+            out.rest = Vec::new();
+            out.armed.clear();
+        }
+        if let Some(tcp) = self.0.tcp.upgrade() {
+            // An error means that the peer has ended it already.
+            socket2::SockRef::from(&*tcp).shutdown(std::net::Shutdown::Both).ok();
+        }
+        self.ended();
+    }
+
+    /// Ends the connection after what its stream has accepted was written, with a WebSocket close (1012) if it is one,
+    /// and waits for the peer to close too; after [`CLOSE_TIMEOUT`] it is cut. What the peer says meanwhile is thrown
+    /// away unread: it could not be answered. Dropping the future cuts.
+    pub async fn close_gently(&self) {
+        let Some(tcp) = self.0.tcp.upgrade() else { return };
+        let _cut = CutOnDrop(self);
+        {
+            let mut out = self.lock();
+            if out.phase != Phase::Open {
+                return;
+            }
+            out.phase = Phase::Closing;
+            if self.is_upgraded() {
+                out.rest.extend(CLOSE_RESTART);
+            }
+        }
+        let gently = async {
+            while !self.drain(&tcp)? {
+                tcp.writable().await?;
+            }
+            socket2::SockRef::from(&*tcp).shutdown(std::net::Shutdown::Write)?;
+            self.closed().await;
+            std::io::Result::Ok(())
+        };
+        // Whichever way it ends, the connection is cut now.
+        timeout(CLOSE_TIMEOUT, gently).await.ok();
+    }
+
+    /// Gives what is accepted to the kernel, without waiting; whether nothing is left.
+    fn drain(&self, tcp: &TcpStream) -> std::io::Result<bool> {
+        let mut out = self.lock();
+        while !out.rest.is_empty() {
+            match tcp.try_write(&out.rest) {
+                Ok(taken) => {
+                    out.rest.drain(..taken);
+                    self.wrote(taken);
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(true)
+    }
+
+    /// The client's address, as TCP has it.
+    pub fn peer(&self) -> SocketAddr {
+        self.0.peer
+    }
+
+    /// Whether this connection is a WebSocket by now.
+    pub fn is_upgraded(&self) -> bool {
+        self.0.upgraded.load(Relaxed)
+    }
+
+    /// How long ago the last byte came from the client.
+    pub fn silent_for(&self) -> Duration {
+        self.0.opened.elapsed().saturating_sub(Duration::from_millis(self.0.heard.load(Relaxed)))
+    }
+
+    /// Bytes that the kernel has taken so far.
+    pub fn written(&self) -> u64 {
+        self.0.written.load(Relaxed)
+    }
+
+    /// Counts a packet of `bytes` (see [`super::frame::frame_bytes`]) that was just given to socketioxide. Count only what
+    /// will be written and never too much: bytes that never come would be counted for ever.
+    pub fn queued(&self, bytes: usize) {
+        self.0.queued.fetch_add(bytes, Relaxed);
+    }
+
+    /// Bytes between the callers of `queued` and the kernel. Frames that nobody counted (a ping, a CONNECT reply) make
+    /// it a few bytes too small until the queue is next empty.
+    pub fn queued_bytes(&self) -> usize {
+        self.0.queued.load(Relaxed)
+    }
+
+    /// Waits until bytes were written, or the connection has ended.
+    pub async fn progress(&self) {
+        let written = self.written();
+        let notified = self.0.progress.notified();
+        if self.is_closed() || self.written() != written {
+            return;
+        }
+        notified.await;
+    }
+
+    /// Waits until at most `max` bytes are queued, or the connection has ended.
+    pub async fn drained(&self, max: usize) {
+        loop {
+            let notified = self.0.progress.notified();
+            if self.is_closed() || self.queued_bytes() <= max {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Waits until the connection has ended: closed by the peer, broken, cut, or dropped by whoever served it.
+    pub async fn closed(&self) {
+        self.0.closed.cancelled().await;
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.0.closed.is_cancelled()
+    }
+
+    /// Whether both handles are of one connection.
+    pub fn same(&self, other: &Connection) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Runs `then` when the connection ends; at once if it has ended.
+    pub(super) fn on_close(&self, then: impl FnOnce() + Send + 'static) {
+        self.lock().on_close.push(Box::new(then));
+        if self.is_closed() {
+            self.ended();
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Out> {
+        self.0.out.lock().expect("nothing panics under this lock")
+    }
+
+    /// The answer that is about to be written is 101; what follows it are frames.
+    pub(super) fn upgraded(&self) {
+        self.0.upgraded.store(true, Relaxed);
+    }
+
+    pub(super) fn heard(&self) {
+        self.0.heard.store(self.0.opened.elapsed().as_millis() as u64, Relaxed);
+    }
+
+    pub(super) fn wrote(&self, bytes: usize) {
+        self.0.written.fetch_add(bytes as u64, Relaxed);
+        self.0.queued.fetch_update(Relaxed, Relaxed, |queued| Some(queued.saturating_sub(bytes))).ok();
+        self.0.progress.notify_waiters();
+    }
+
+    pub(super) fn ended(&self) {
+        self.0.closed.cancel();
+        self.0.progress.notify_waiters();
+        let on_close = std::mem::take(&mut self.lock().on_close);
+        on_close.into_iter().for_each(|then| then());
+    }
+}
+
+struct CutOnDrop<'a>(&'a Connection);
+
+impl Drop for CutOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.cut();
+    }
+}

@@ -1,0 +1,227 @@
+//! Writing to one socket: encoded once, counted in bytes, and never after a gap.
+//!
+//! What always holds: once a packet for a socket could not be queued, nothing more is written to it, acks included, and
+//! its connection is cut in the same step. The client recovers from its last offset; a later packet that had gone out
+//! would have moved that offset over the gap.
+//!
+//! One socket at a time, because only so an error has a name: socketioxide's broadcast returns errors without a socket
+//! and passes over a socket that it does not have without one.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    sync::{Arc, Mutex},
+};
+
+use serde::ser::{Serialize, SerializeTuple, Serializer};
+use serde_json::value::RawValue;
+use socketioxide::{
+    SendError, SocketError,
+    adapter::LocalAdapter,
+    extract::{AckSender, SocketRef},
+    handler::{FromMessageParts, Value},
+    socket::Socket,
+};
+
+use super::{connection::Connection, frame::frame_bytes, socketio::Prefix};
+
+/// Bytes that may be queued for one socket's connection by default (`limits.queue-bytes`). Past it the socket is poisoned.
+pub const QUEUE_BYTES: usize = 1024 * 1024;
+
+/// An event packet, encoded once and shared by all sockets that it goes to.
+#[derive(Clone, Debug)]
+pub struct Encoded(Arc<Event>);
+
+#[derive(Debug)]
+struct Event {
+    name: String,
+    args: Args,
+    /// Length of `["name",arg,…]`.
+    length: usize,
+}
+
+impl Encoded {
+    /// An event `name` with `args`, each one JSON value.
+    pub fn new(name: impl Into<String>, args: Vec<Box<RawValue>>) -> Self {
+        let name = name.into();
+        let quoted = serde_json::to_string(&name).expect("a string is always JSON").len();
+        let length = 2 + quoted + args.iter().map(|arg| 1 + arg.get().len()).sum::<usize>();
+        Self(Arc::new(Event { name, args: Args(args), length }))
+    }
+
+    /// An event with one JSON text as its argument.
+    ///
+    /// # Errors
+    /// If `json` is not one JSON value.
+    pub fn from_json(name: impl Into<String>, json: String) -> serde_json::Result<Self> {
+        Ok(Self::new(name, vec![RawValue::from_string(json)?]))
+    }
+
+    /// The bytes that it takes on a WebSocket in a namespace.
+    pub fn bytes(&self, ns: &str) -> usize {
+        packet_bytes(ns, 0, self.0.length)
+    }
+}
+
+/// Arguments that socketioxide spreads over the event's array, because they serialise as a tuple.
+#[derive(Debug)]
+struct Args(Vec<Box<RawValue>>);
+
+impl Serialize for Args {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut tuple = serializer.serialize_tuple(self.0.len())?;
+        self.0.iter().try_for_each(|arg| tuple.serialize_element(arg))?;
+        tuple.end()
+    }
+}
+
+/// The frame of `4`, packet type, namespace, ack id and data.
+fn packet_bytes(ns: &str, id_digits: usize, data: usize) -> usize {
+    frame_bytes(2 + Prefix(ns).len() + id_digits + data)
+}
+
+/// The ack that a client asked for with an event; an extractor for handlers, in the place of `AckSender`, which does not
+/// tell whether the client wants one and how long its id is.
+pub struct Ack {
+    sender: AckSender,
+    id: Option<i64>,
+}
+
+impl FromMessageParts<LocalAdapter> for Ack {
+    type Error = Infallible;
+
+    fn from_message_parts(socket: &Arc<Socket>, data: &mut Value, id: &Option<i64>) -> Result<Self, Infallible> {
+        Ok(Self { sender: AckSender::from_message_parts(socket, data, id)?, id: *id })
+    }
+}
+
+impl Ack {
+    /// Whether the client waits for an answer.
+    pub fn is_wanted(&self) -> bool {
+        self.id.is_some()
+    }
+}
+
+/// Why nothing more is written to a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// Its queue was full: the client reads too slowly.
+    Full,
+    /// Its connection or its socket had ended.
+    Closed,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Lost::Full => "the socket's queue is full",
+            Lost::Closed => "the socket is closed",
+        })
+    }
+}
+
+impl std::error::Error for Lost {}
+
+/// The way to one socket. All that must not overtake, be doubled or be lost goes through it.
+pub struct Outlet {
+    socket: SocketRef,
+    connection: Connection,
+    limit: usize,
+    /// Held while a packet is queued, so that none gets in between the one that failed and the poison.
+    lost: Mutex<Option<Lost>>,
+}
+
+impl Outlet {
+    /// An outlet with a bound of [`QUEUE_BYTES`]. Its socket must be connected: make it in the connect handler.
+    pub fn new(socket: SocketRef, connection: Connection) -> Self {
+        Self { socket, connection, limit: QUEUE_BYTES, lost: Mutex::new(None) }
+    }
+
+    /// The same with another bound.
+    pub fn with_limit(mut self, bytes: usize) -> Self {
+        self.limit = bytes;
+        self
+    }
+
+    /// Queues an event.
+    ///
+    /// # Errors
+    /// If it could not be queued, now or earlier: the outlet is poisoned and its connection cut.
+    pub fn event(&self, event: &Encoded) -> Result<(), Lost> {
+        self.queue(event.bytes(self.socket.ns()), || self.socket.emit(&event.0.name, &event.0.args))
+    }
+
+    /// Queues the answer `data` to an event; nothing if the client did not ask for one.
+    ///
+    /// # Errors
+    /// As for [`Outlet::event`].
+    pub fn ack(&self, ack: Ack, data: &RawValue) -> Result<(), Lost> {
+        let Some(id) = ack.id else { return Ok(()) };
+        let bytes = packet_bytes(self.socket.ns(), id.to_string().len(), 2 + data.get().len());
+        self.queue(bytes, || ack.sender.send(data))
+    }
+
+    /// Hands over an event that may be lost and may overtake others: nothing if anything is wrong. It has a place of one
+    /// packet beside the queue, where the next one replaces it, and is not counted.
+    pub fn volatile(&self, event: &Encoded) {
+        let lost = self.lost.lock().expect("nothing panics under this lock");
+        if lost.is_none() {
+            // What may be lost has no error.
+            self.socket.volatile().emit(&event.0.name, &event.0.args).ok();
+        }
+    }
+
+    /// Ends the outlet: nothing more is written, the connection is cut.
+    pub fn close(&self) {
+        let mut lost = self.lost.lock().expect("nothing panics under this lock");
+        lost.get_or_insert(Lost::Closed);
+        self.connection.cut();
+    }
+
+    /// Why nothing more is written, if so.
+    pub fn lost(&self) -> Option<Lost> {
+        *self.lost.lock().expect("nothing panics under this lock")
+    }
+
+    /// The connection that this writes to, to wait for its progress.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// The socket that this writes to.
+    pub fn socket(&self) -> &SocketRef {
+        &self.socket
+    }
+
+    fn queue(&self, bytes: usize, emit: impl FnOnce() -> Result<(), SendError>) -> Result<(), Lost> {
+        let mut lost = self.lost.lock().expect("nothing panics under this lock");
+        if let Some(lost) = *lost {
+            return Err(lost);
+        }
+        match self.try_queue(bytes, emit) {
+            Ok(()) => Ok(()),
+            Err(why) => {
+                *lost = Some(why);
+                self.connection.cut();
+                Err(why)
+            }
+        }
+    }
+
+    fn try_queue(&self, bytes: usize, emit: impl FnOnce() -> Result<(), SendError>) -> Result<(), Lost> {
+        if self.connection.is_closed() {
+            return Err(Lost::Closed);
+        }
+        // An empty queue takes a packet of any size: else one above the limit could never be sent.
+        let queued = self.connection.queued_bytes();
+        if queued > 0 && queued + bytes > self.limit {
+            return Err(Lost::Full);
+        }
+        // Counted first: once emitted, it may be written, and subtracted, before this task goes on.
+        self.connection.queued(bytes);
+        emit().map_err(|error| match error {
+            SendError::Socket(SocketError::InternalChannelFull) => Lost::Full,
+            _ => Lost::Closed,
+        })
+    }
+}

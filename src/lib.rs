@@ -1,0 +1,3 @@
+//! moim: a Socket.IO chat server that is deployed without downtime.
+
+pub mod client;

@@ -1,0 +1,400 @@
+//! The client port as a client meets it: real sockets, real WebSockets, socketioxide behind.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use axum::Router;
+use futures_util::{SinkExt, StreamExt};
+use moim::client::{Ack, Encoded, Gate, Limits, Lost, Outlet, Records, serve, socketio};
+use serde_json::value::RawValue;
+use socketioxide::{SocketIo, extract::SocketRef, handler::ConnectHandler};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
+use tokio_util::sync::CancellationToken;
+
+const SOON: Duration = Duration::from_secs(10);
+
+struct Node {
+    address: String,
+    records: Records,
+    io: SocketIo,
+    admit: Arc<AtomicBool>,
+    ready: Arc<AtomicBool>,
+    token: CancellationToken,
+    served: JoinHandle<()>,
+}
+
+impl Node {
+    async fn start(limits: Limits) -> Self {
+        let records = Records::default();
+        let (service, io) = socketio::service(&socketio::Settings::default(), records.clone(), Router::<()>::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (admit, ready) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
+        let check = |flag: &Arc<AtomicBool>, word| {
+            let flag = flag.clone();
+            Arc::new(move || if flag.load(SeqCst) { Ok(()) } else { Err(word) }) as moim::client::listener::Check
+        };
+        let gate = Gate { admit: check(&admit, "draining"), ready: check(&ready, "behind"), live: Arc::new(|| Ok(())) };
+        let token = CancellationToken::new();
+        let served = tokio::spawn(serve(listener, service, gate, limits, token.clone()));
+        Self { address, records, io, admit, ready, token, served }
+    }
+
+    async fn plain() -> Self {
+        Self::start(Limits::default()).await
+    }
+
+    /// A namespace whose middleware adopts the connection and arms our reply.
+    fn namespace(&self, path: &'static str) {
+        let records = self.records.clone();
+        let middleware = async move |socket: SocketRef| {
+            let connection = socketio::connection(&socket).expect("every request carries its connection");
+            records.adopt(socket.id, &connection);
+            connection.arm(socketio::reply(socket.ns(), socket.id), socketio::our_reply(socket.ns(), "ours", "secret"));
+            Ok::<(), Infallible>(())
+        };
+        let connected = async |socket: SocketRef| {
+            socket.emit("ready", &1).ok();
+        };
+        self.io.ns(path, connected.with(middleware));
+    }
+
+    async fn websocket(&self) -> WebSocketStream<TcpStream> {
+        let mut ws = self.upgrade("").await.expect("upgraded");
+        assert!(text(&mut ws).await.unwrap().starts_with("0{"), "OPEN comes first");
+        ws
+    }
+
+    async fn upgrade(&self, query: &str) -> tokio_tungstenite::tungstenite::Result<WebSocketStream<TcpStream>> {
+        let tcp = TcpStream::connect(&self.address).await.unwrap();
+        let url = format!("ws://{}/socket.io/?EIO=4&transport=websocket{query}", self.address);
+        tokio_tungstenite::client_async(url, tcp).await.map(|(ws, _)| ws)
+    }
+
+    /// Status and body of a GET.
+    async fn get(&self, path: &str) -> (u16, String) {
+        let mut tcp = TcpStream::connect(&self.address).await.unwrap();
+        tcp.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        answer(&mut tcp).await
+    }
+}
+
+async fn answer(tcp: &mut TcpStream) -> (u16, String) {
+    let mut bytes = Vec::new();
+    timeout(SOON, tcp.read_to_end(&mut bytes)).await.expect("closed in time").ok();
+    let text = String::from_utf8(bytes).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    (head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0), body.to_owned())
+}
+
+/// The next text message, pings left out; `None` when the transport has ended in whichever way.
+async fn text(ws: &mut WebSocketStream<TcpStream>) -> Option<String> {
+    loop {
+        match timeout(SOON, ws.next()).await.expect("an answer in time") {
+            Some(Ok(Message::Text(ping))) if ping.as_str() == "2" => continue,
+            Some(Ok(Message::Text(text))) => return Some(text.to_string()),
+            _ => return None,
+        }
+    }
+}
+
+async fn send(ws: &mut WebSocketStream<TcpStream>, packet: &str) {
+    ws.send(Message::text(packet)).await.unwrap();
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waits = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, waits).await.expect(what);
+}
+
+#[tokio::test]
+async fn connect_reply_is_ours_in_each_namespace() {
+    let node = Node::plain().await;
+    node.namespace("/");
+    node.namespace("/group-chat");
+    let mut ws = node.websocket().await;
+    send(&mut ws, "40").await;
+    send(&mut ws, "40/group-chat,").await;
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        seen.push(text(&mut ws).await.unwrap());
+    }
+    seen.sort();
+    let wanted = [
+        r#"40/group-chat,{"sid":"ours","pid":"secret"}"#,
+        r#"40{"sid":"ours","pid":"secret"}"#,
+        r#"42/group-chat,["ready",1]"#,
+        r#"42["ready",1]"#,
+    ];
+    assert_eq!(seen, wanted);
+    assert_eq!(node.records.len(), 1, "one connection, however many namespaces");
+}
+
+#[tokio::test]
+async fn a_cut_in_the_middleware_is_a_transport_close_and_never_44() {
+    let node = Node::plain().await;
+    let middleware = async |socket: SocketRef| {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        socketio::connection(&socket).unwrap().cut();
+        Err::<(), _>("no quorum")
+    };
+    node.io.ns("/", (async || ()).with(middleware));
+    for _ in 0..20 {
+        let mut ws = node.websocket().await;
+        send(&mut ws, "40").await;
+        assert_eq!(text(&mut ws).await, None);
+    }
+}
+
+#[tokio::test]
+async fn a_slow_header_is_closed() {
+    let node = Node::start(Limits { header_timeout: Duration::from_millis(300), ..Limits::default() }).await;
+    let mut tcp = TcpStream::connect(&node.address).await.unwrap();
+    let (mut reads, mut writes) = tcp.split();
+    let trickle = async {
+        for byte in "GET /livez HTTP/1.1\r\nhost: ".bytes().chain(std::iter::repeat(b'x')) {
+            writes.write_all(&[byte]).await.ok();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let mut seen = Vec::new();
+    tokio::select! {
+        _ = trickle => {}
+        end = timeout(SOON, reads.read_to_end(&mut seen)) => { end.expect("closed").ok(); }
+    }
+    assert!(!String::from_utf8_lossy(&seen).contains("200"));
+}
+
+#[tokio::test]
+async fn too_many_headers_are_refused() {
+    let node = Node::plain().await;
+    let mut tcp = TcpStream::connect(&node.address).await.unwrap();
+    let many: String = (0..100).map(|n| format!("h{n}: 1\r\n")).collect();
+    tcp.write_all(format!("GET /livez HTTP/1.1\r\n{many}\r\n").as_bytes()).await.unwrap();
+    assert_eq!(answer(&mut tcp).await.0, 431);
+}
+
+#[tokio::test]
+async fn new_handshakes_are_turned_away_and_sessions_go_on() {
+    let node = Node::plain().await;
+    node.namespace("/");
+    node.namespace("/group-chat");
+    let mut ws = node.websocket().await;
+    send(&mut ws, "40").await;
+    text(&mut ws).await.unwrap();
+    node.admit.store(false, SeqCst);
+    let path = "/socket.io/?EIO=4&transport=websocket";
+    assert_eq!(node.get(path).await, (503, "draining".to_owned()));
+    assert!(node.upgrade("").await.is_err());
+    send(&mut ws, "40/group-chat,").await;
+    assert_eq!(text(&mut ws).await.unwrap(), r#"42["ready",1]"#);
+    assert!(text(&mut ws).await.unwrap().starts_with("40/group-chat,"), "an old session is served");
+    node.admit.store(true, SeqCst);
+    node.websocket().await;
+}
+
+#[tokio::test]
+async fn probes_are_answered_in_one_word() {
+    let node = Node::plain().await;
+    assert_eq!(node.get("/livez").await, (200, "live".to_owned()));
+    assert_eq!(node.get("/readyz").await, (200, "ready".to_owned()));
+    node.ready.store(false, SeqCst);
+    assert_eq!(node.get("/readyz").await, (503, "behind".to_owned()));
+    assert_eq!(node.get("/nothing").await.0, 404);
+}
+
+#[tokio::test]
+async fn other_transports_and_foreign_sids_are_refused_in_socket_ios_words() {
+    let node = Node::plain().await;
+    let unknown = (400, r#"{"code":0,"message":"Transport unknown"}"#.to_owned());
+    assert_eq!(node.get("/socket.io/?EIO=4&transport=polling").await, unknown);
+    assert_eq!(node.get("/socket.io/").await, unknown);
+    let stale = node.get("/socket.io/?EIO=4&transport=websocket&sid=AAAAAAAAAAAAAAHs").await;
+    assert_eq!(stale, (400, r#"{"code":1,"message":"Session ID unknown"}"#.to_owned()));
+}
+
+#[tokio::test]
+async fn past_the_cap_a_connection_is_turned_away_at_once_and_room_comes_back() {
+    let node = Node::start(Limits { connections: 2, ..Limits::default() }).await;
+    let ws = node.websocket().await;
+    let _second = node.websocket().await;
+    let mut third = TcpStream::connect(&node.address).await.unwrap();
+    assert_eq!(answer(&mut third).await, (503, "full".to_owned()));
+    drop(ws);
+    let again = async {
+        while node.upgrade("").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, again).await.expect("a closed WebSocket gives its place back");
+}
+
+#[tokio::test]
+async fn serve_returns_when_all_connections_are_closed() {
+    let node = Node::plain().await;
+    node.namespace("/");
+    let mut ws = node.websocket().await;
+    send(&mut ws, "40").await;
+    let _idle = TcpStream::connect(&node.address).await.unwrap();
+    until("adopted", || node.records.len() == 1).await;
+    node.token.cancel();
+    timeout(SOON, node.served).await.expect("in time").unwrap();
+    assert!(node.records.is_empty());
+    while text(&mut ws).await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_thousand_connects_leave_no_record() {
+    let node = Node::plain().await;
+    node.namespace("/");
+    for _ in 0..20 {
+        let mut batch = Vec::new();
+        for n in 0..50 {
+            let mut ws = node.websocket().await;
+            send(&mut ws, "40").await;
+            if n % 2 == 0 {
+                text(&mut ws).await.unwrap();
+            }
+            batch.push(ws);
+        }
+        for (n, mut ws) in batch.into_iter().enumerate() {
+            if n % 3 == 0 {
+                ws.close(None).await.ok();
+            }
+        }
+    }
+    until("no record", || node.records.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_record_names_the_live_connection() {
+    let node = Node::plain().await;
+    let (sids, mut seen) = mpsc::unbounded_channel();
+    let records = node.records.clone();
+    node.io.ns("/", async move |socket: SocketRef| {
+        let connection = socketio::connection(&socket).unwrap();
+        records.adopt(socket.id, &connection);
+        sids.send((socket.id, connection)).ok();
+    });
+    let mut ws = node.websocket().await;
+    send(&mut ws, "40").await;
+    let (sid, connection) = timeout(SOON, seen.recv()).await.unwrap().unwrap();
+    let found = node.records.connection(sid).expect("a record");
+    assert!(found.same(&connection) && found.is_upgraded());
+    assert_eq!(found.peer(), ws.get_ref().local_addr().unwrap());
+    let again = node.get(&format!("/socket.io/?EIO=4&transport=websocket&sid={sid}")).await;
+    assert_eq!(again, (400, r#"{"code":3,"message":"Bad request"}"#.to_owned()));
+    ws.close(None).await.unwrap();
+    timeout(SOON, connection.closed()).await.expect("the loss is learnt from the stream");
+    assert!(node.records.connection(sid).is_none());
+}
+
+#[tokio::test]
+async fn a_gentle_close_reaches_the_client_as_1012_after_what_was_queued() {
+    let node = Node::plain().await;
+    node.io.ns("/", async |socket: SocketRef| {
+        let connection = socketio::connection(&socket).unwrap();
+        let outlet = Outlet::new(socket, connection.clone());
+        outlet.event(&Encoded::from_json("moim:drain", r#"{"within":1}"#.to_owned()).unwrap()).unwrap();
+        connection.drained(0).await;
+        connection.close_gently().await;
+    });
+    let mut ws = node.websocket().await;
+    send(&mut ws, "40").await;
+    assert!(text(&mut ws).await.unwrap().starts_with("40{"));
+    assert_eq!(text(&mut ws).await.unwrap(), r#"42["moim:drain",{"within":1}]"#);
+    match timeout(SOON, ws.next()).await.unwrap() {
+        Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1012),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn events_acks_and_volatiles_arrive_as_they_were_encoded_and_are_all_counted() {
+    let node = Node::plain().await;
+    let args =
+        || [r#"{"text":[1,"é\u0000"]}"#, r#""m1.abcd.0""#].map(|arg| RawValue::from_string(arg.to_owned()).unwrap());
+    node.io.ns("/group-chat", async move |socket: SocketRef| {
+        let connection = socketio::connection(&socket).unwrap();
+        let outlet = Arc::new(Outlet::new(socket.clone(), connection));
+        socket.on("ask", async move |ack: Ack| {
+            outlet.event(&Encoded::new("mess\"age", args().into())).unwrap();
+            outlet.ack(ack, &RawValue::from_string(r#"{"ok":true}"#.to_owned()).unwrap()).unwrap();
+            // Would wait for ever, had more been counted than is written.
+            outlet.connection().drained(0).await;
+            outlet.volatile(&Encoded::from_json("typing", "{}".to_owned()).unwrap());
+        });
+    });
+    let mut ws = node.websocket().await;
+    send(&mut ws, "40/group-chat,").await;
+    text(&mut ws).await.unwrap();
+    send(&mut ws, r#"42/group-chat,1234["ask"]"#).await;
+    let (event, ack, volatile) =
+        (text(&mut ws).await.unwrap(), text(&mut ws).await.unwrap(), text(&mut ws).await.unwrap());
+    assert_eq!(event, r#"42/group-chat,["mess\"age",{"text":[1,"é\u0000"]},"m1.abcd.0"]"#);
+    assert_eq!(ack, r#"43/group-chat,1234[{"ok":true}]"#);
+    assert_eq!(volatile, r#"42/group-chat,["typing",{}]"#);
+    assert_eq!(
+        Encoded::new("mess\"age", args().into()).bytes("/group-chat"),
+        2 + event.len(),
+        "what is counted is what is written"
+    );
+}
+
+#[tokio::test]
+async fn after_a_full_queue_nothing_more_arrives() {
+    let node = Node::plain().await;
+    let (done, mut result) = mpsc::unbounded_channel();
+    node.io.ns("/", async move |socket: SocketRef| {
+        let connection = socketio::connection(&socket).unwrap();
+        let outlet = Arc::new(Outlet::new(socket.clone(), connection).with_limit(200_000));
+        let done = done.clone();
+        socket.on("go", async move |ack: Ack| {
+            let filler = "x".repeat(10_000);
+            let mut sent = 0;
+            let why = loop {
+                let json = format!(r#"{{"n":{sent},"f":"{filler}"}}"#);
+                match outlet.event(&Encoded::from_json("message", json).unwrap()) {
+                    Ok(()) => sent += 1,
+                    Err(why) => break why,
+                }
+                tokio::task::yield_now().await;
+            };
+            let small = Encoded::from_json("message", r#"{"n":"after the gap"}"#.to_owned()).unwrap();
+            assert_eq!(outlet.event(&small), Err(why));
+            assert_eq!(outlet.ack(ack, &RawValue::from_string("true".to_owned()).unwrap()), Err(why));
+            outlet.volatile(&small);
+            done.send((sent, why, outlet.lost())).ok();
+        });
+    });
+    let mut ws = node.websocket().await;
+    send(&mut ws, "40").await;
+    text(&mut ws).await.unwrap();
+    send(&mut ws, r#"421["go"]"#).await;
+    // The client reads nothing until the server has given up.
+    let (sent, why, lost) = timeout(SOON, result.recv()).await.unwrap().unwrap();
+    assert_eq!((why, lost), (Lost::Full, Some(Lost::Full)));
+    let mut next = 0;
+    while let Some(packet) = text(&mut ws).await {
+        assert!(packet.starts_with(&format!(r#"42["message",{{"n":{next},"#)), "{}", &packet[..packet.len().min(40)]);
+        next += 1;
+    }
+    assert!(next > 0 && next <= sent, "{next} of {sent}");
+}
