@@ -164,8 +164,10 @@ async fn a_cut_in_the_middleware_is_a_transport_close_and_never_44() {
 }
 
 #[tokio::test]
-async fn a_slow_header_is_closed() {
+async fn a_slow_header_is_closed_and_so_is_silence() {
     let node = Node::start(Limits { header_timeout: Duration::from_millis(300), ..Limits::default() }).await;
+    let mut silent = TcpStream::connect(&node.address).await.unwrap();
+    answer(&mut silent).await;
     let mut tcp = TcpStream::connect(&node.address).await.unwrap();
     let (mut reads, mut writes) = tcp.split();
     let trickle = async {
@@ -362,7 +364,12 @@ async fn events_acks_and_volatiles_arrive_as_they_were_encoded_and_are_all_count
 async fn after_a_full_queue_nothing_more_arrives() {
     let node = Node::plain().await;
     let (done, mut result) = mpsc::unbounded_channel();
+    let (gone, mut ended) = mpsc::unbounded_channel();
     node.io.ns("/", async move |socket: SocketRef| {
+        let gone = gone.clone();
+        socket.on_disconnect(async move || {
+            gone.send(()).ok();
+        });
         let connection = socketio::connection(&socket).unwrap();
         let outlet = Arc::new(Outlet::new(socket.clone(), connection).with_limit(200_000));
         let done = done.clone();
@@ -391,6 +398,7 @@ async fn after_a_full_queue_nothing_more_arrives() {
     // The client reads nothing until the server has given up.
     let (sent, why, lost) = timeout(SOON, result.recv()).await.unwrap().unwrap();
     assert_eq!((why, lost), (Lost::Full, Some(Lost::Full)));
+    timeout(SOON, ended.recv()).await.expect("socketioxide lets go of it, though its writer was stuck").unwrap();
     let mut next = 0;
     while let Some(packet) = text(&mut ws).await {
         assert!(packet.starts_with(&format!(r#"42["message",{{"n":{next},"#)), "{}", &packet[..packet.len().min(40)]);
