@@ -406,3 +406,35 @@ async fn after_a_full_queue_nothing_more_arrives() {
     }
     assert!(next > 0 && next <= sent, "{next} of {sent}");
 }
+
+#[tokio::test]
+async fn leaving_one_namespace_ends_its_outlet_and_not_the_connection() {
+    let node = Node::plain().await;
+    let (outlets, mut made) = mpsc::unbounded_channel();
+    let (left, mut gone) = mpsc::unbounded_channel();
+    for path in ["/", "/group-chat"] {
+        let (outlets, left) = (outlets.clone(), left.clone());
+        node.io.ns(path, async move |socket: SocketRef| {
+            let left = left.clone();
+            socket.on_disconnect(async move || {
+                left.send(()).ok();
+            });
+            let connection = socketio::connection(&socket).unwrap();
+            outlets.send(Outlet::new(socket, connection)).ok();
+        });
+    }
+    let mut ws = node.websocket().await;
+    send(&mut ws, "40").await;
+    let stays = timeout(SOON, made.recv()).await.unwrap().unwrap();
+    send(&mut ws, "40/group-chat,").await;
+    let leaves = timeout(SOON, made.recv()).await.unwrap().unwrap();
+    send(&mut ws, "41/group-chat,").await;
+    timeout(SOON, gone.recv()).await.unwrap().unwrap();
+    let event = Encoded::from_json("message", "1".to_owned()).unwrap();
+    assert_eq!(leaves.event(&event), Err(Lost::Closed));
+    assert_eq!(leaves.lost(), Some(Lost::Closed));
+    stays.event(&event).unwrap();
+    assert!(text(&mut ws).await.unwrap().starts_with("40{"));
+    assert!(text(&mut ws).await.unwrap().starts_with("40/group-chat,{"));
+    assert_eq!(text(&mut ws).await.unwrap(), r#"42["message",1]"#);
+}

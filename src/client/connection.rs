@@ -264,6 +264,12 @@ impl Connection {
     }
 }
 
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Connection({})", self.peer())
+    }
+}
+
 struct CutOnDrop<'a>(&'a Connection);
 
 impl Drop for CutOnDrop<'_> {

@@ -1,7 +1,7 @@
 //! Writing to one socket: encoded once, counted in bytes, and never after a gap.
 //!
 //! What always holds: once a packet for a socket could not be queued, nothing more is written to it, acks included, and
-//! its connection is cut in the same step. The client recovers from its last offset; a later packet that had gone out
+//! unless it was the client that left, its connection is cut in the same step, with all of its namespaces. The client recovers from its last offset; a later packet that had gone out
 //! would have moved that offset over the gap.
 //!
 //! One socket at a time, because only so an error has a name: socketioxide's broadcast returns errors without a socket
@@ -107,7 +107,7 @@ impl Ack {
 pub enum Lost {
     /// Its queue was full: the client reads too slowly.
     Full,
-    /// Its connection or its socket had ended.
+    /// Its connection had ended, or the client had left the namespace.
     Closed,
 }
 
@@ -146,7 +146,7 @@ impl Outlet {
     /// Queues an event.
     ///
     /// # Errors
-    /// If it could not be queued, now or earlier: the outlet is poisoned and its connection cut.
+    /// If it could not be queued, now or earlier: the outlet is poisoned, and cut if its queue was full.
     pub fn event(&self, event: &Encoded) -> Result<(), Lost> {
         self.queue(event.bytes(self.socket.ns()), || self.socket.emit(&event.0.name, &event.0.args))
     }
@@ -202,7 +202,9 @@ impl Outlet {
             Ok(()) => Ok(()),
             Err(why) => {
                 *lost = Some(why);
-                self.connection.cut();
+                if why == Lost::Full {
+                    self.connection.cut();
+                }
                 Err(why)
             }
         }
@@ -220,8 +222,10 @@ impl Outlet {
         // Counted first: once emitted, it may be written, and subtracted, before this task goes on.
         self.connection.queued(bytes);
         emit().map_err(|error| match error {
-            SendError::Socket(SocketError::InternalChannelFull) => Lost::Full,
-            _ => Lost::Closed,
+            // The client may have left this namespace alone: its connection goes on for the others.
+            SendError::Socket(SocketError::Closed) => Lost::Closed,
+            // There is no third: JSON that is text already always serialises. If there were, it would be a gap too.
+            _ => Lost::Full,
         })
     }
 }

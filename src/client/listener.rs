@@ -33,7 +33,7 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// Header fields of a request. With more it is answered 431.
     pub headers: usize,
-    /// Bytes of a request's header; at least 8 KiB. With more it is answered 431.
+    /// Bytes of a request's header; less than 8 KiB counts as 8 KiB. With more it is answered 431.
     pub header_bytes: usize,
 }
 
@@ -129,7 +129,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_headers(limits.headers)
-        .max_buf_size(limits.header_bytes)
+        .max_buf_size(limits.header_bytes.max(8 * 1024))
         .serve_connection(TokioIo::new(stream), answer)
         .with_upgrades();
     let whole = async {
