@@ -11,7 +11,7 @@ use std::{
 
 use axum::Router;
 use futures_util::{SinkExt, StreamExt};
-use moim::client::{Ack, Encoded, Gate, Limits, Lost, Outlet, Records, serve, socketio};
+use moim::client::{Ack, Encoded, Gate, Limits, Lost, Outlet, Records, connection::ARMED_MAX, serve, socketio};
 use serde_json::value::RawValue;
 use socketioxide::{SocketIo, extract::SocketRef, handler::ConnectHandler};
 use tokio::{
@@ -437,4 +437,47 @@ async fn leaving_one_namespace_ends_its_outlet_and_not_the_connection() {
     assert!(text(&mut ws).await.unwrap().starts_with("40{"));
     assert!(text(&mut ws).await.unwrap().starts_with("40/group-chat,{"));
     assert_eq!(text(&mut ws).await.unwrap(), r#"42["message",1]"#);
+}
+
+#[tokio::test]
+async fn past_the_payload_bounds_the_transport_is_closed() {
+    let node = Node::plain().await;
+    node.namespace("/");
+    let most = socketio::Settings::default().max_payload;
+    let event = |length: usize| format!(r#"42["{}"]"#, "x".repeat(length - 6));
+    let attachments = |n: usize| format!(r#"45{n}-["file",{{"_placeholder":true,"num":0}}]"#);
+    let cases = [
+        (event(most), true),
+        (event(most + 1), false),
+        (attachments(socketio::ATTACHMENTS), true),
+        (attachments(socketio::ATTACHMENTS + 1), false),
+        (attachments(1_000_000), false),
+    ];
+    for (packet, stays) in cases {
+        let mut ws = node.websocket().await;
+        send(&mut ws, "40").await;
+        for _ in 0..2 {
+            text(&mut ws).await.unwrap();
+        }
+        ws.send(Message::text(packet.as_str())).await.ok();
+        let end = async { while let Some(Ok(Message::Text(_) | Message::Ping(_))) = ws.next().await {} };
+        let closed = timeout(Duration::from_millis(500), end).await.is_ok();
+        assert_eq!(closed, !stays, "{}", &packet[..12]);
+    }
+}
+
+#[tokio::test]
+async fn past_the_bound_of_armed_replies_the_connection_is_cut() {
+    let node = Node::plain().await;
+    node.io.ns("/", async |socket: SocketRef| {
+        let connection = socketio::connection(&socket).unwrap();
+        for n in 0..ARMED_MAX {
+            assert!(!connection.is_closed());
+            connection.arm(format!("never {n}").into_bytes(), Vec::new());
+        }
+        assert!(connection.is_closed());
+    });
+    let mut ws = node.websocket().await;
+    send(&mut ws, "40").await;
+    while text(&mut ws).await.is_some() {}
 }
