@@ -1,3 +1,4 @@
 //! moim: a Socket.IO chat server that is deployed without downtime.
 
 pub mod client;
+pub mod config;
