@@ -11,7 +11,7 @@ mod value;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-pub use source::{Origin, Problem, Settings};
+pub use source::{Origin, Origins, Problem, Settings};
 
 /// What one node runs with. Defaults are in [`keys::KEYS`]; [`Config::default`] is made from them.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,3 +2,5 @@
 
 pub mod client;
 pub mod config;
+pub mod node;
+pub mod web;

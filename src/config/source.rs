@@ -42,6 +42,9 @@ pub enum Origin {
     Flag(String),
 }
 
+/// Each setting and where its value came from, in the table's order.
+pub type Origins = Vec<(&'static Key, Origin)>;
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -112,7 +115,7 @@ impl Settings {
     }
 
     /// The same, with where each value came from.
-    pub fn explain(mut self) -> Result<(Config, Vec<(&'static Key, Origin)>), Problem> {
+    pub fn explain(mut self) -> Result<(Config, Origins), Problem> {
         self.config.complete()?;
         self.config.check()?;
         let origin = |key: &Key| self.origins.get(key.name).cloned().unwrap_or(Origin::Default);

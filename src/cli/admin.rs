@@ -1,0 +1,164 @@
+//! The admin listener as commands see it: any node answers for the cluster, so the first that answers is asked.
+
+use std::time::Duration;
+
+use clap::Args;
+use http::{Method, StatusCode};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::Failure;
+use crate::fetch::fetch;
+
+/// A node asks the others for 500 ms before it answers; this leaves room for a busy one.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+
+#[derive(Args)]
+pub struct AdminArgs {
+    /// Admin addresses of one or more nodes; the first that answers is asked
+    #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', default_value = "127.0.0.1:3100")]
+    admin: Vec<String>,
+}
+
+/// What `GET /v1/cluster` says, as far as the commands need it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Cluster {
+    #[serde(default)]
+    pub term: u64,
+    #[serde(default)]
+    pub applied: u64,
+    pub nodes: Vec<Node>,
+}
+
+/// One node; what only it knows is `None` when it did not answer.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Node {
+    pub name: String,
+    #[serde(default)]
+    pub role: String,
+    #[serde(default)]
+    pub leader: bool,
+    #[serde(default)]
+    pub ready: Option<bool>,
+    /// Why it is not ready: a text or a list of texts.
+    #[serde(default)]
+    pub why: Value,
+    #[serde(default)]
+    pub draining: Option<bool>,
+    #[serde(default)]
+    pub applied: Option<u64>,
+    #[serde(default)]
+    pub lag: Option<u64>,
+    #[serde(default)]
+    pub sockets: Option<u64>,
+    #[serde(default)]
+    pub version: Option<String>,
+    /// Seconds.
+    #[serde(default)]
+    pub uptime: Option<f64>,
+    #[serde(default)]
+    pub incarnation: Option<u64>,
+    #[serde(default)]
+    pub admin: Option<String>,
+}
+
+impl Node {
+    /// Ready, or the reasons in one line.
+    pub fn readiness(&self) -> Result<(), String> {
+        match self.ready {
+            Some(true) => Ok(()),
+            Some(false) => Err(Some(words(&self.why)).filter(|why| !why.is_empty()).unwrap_or("not ready".into())),
+            None => Err("no answer".into()),
+        }
+    }
+}
+
+fn words(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(words).collect::<Vec<_>>().join("; "),
+        _ => String::new(),
+    }
+}
+
+/// A cluster to talk to.
+pub struct Admin {
+    addresses: Vec<String>,
+}
+
+impl From<AdminArgs> for Admin {
+    fn from(args: AdminArgs) -> Self {
+        Self { addresses: args.admin }
+    }
+}
+
+impl Admin {
+    /// One node and no other.
+    pub fn at(address: String) -> Self {
+        Self { addresses: vec![address] }
+    }
+
+    pub async fn cluster(&self) -> Result<Cluster, Failure> {
+        self.read("/v1/cluster").await
+    }
+
+    /// Reads JSON from the first node that gives it.
+    pub async fn read<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        let (status, body, address) = self.ask(Method::GET, path).await?;
+        if !status.is_success() {
+            return Err(Failure::failed(format!("{address} answers GET {path} with {}", reason(status, &body))));
+        }
+        serde_json::from_slice(&body).map_err(|error| {
+            Failure::failed(format!(
+                "{address} answers GET {path} with something else than moim's admin would: {error}"
+            ))
+        })
+    }
+
+    /// Carries out `POST path`. A 409 is the cluster's own refusal, and its reason is passed on.
+    pub async fn act(&self, path: &str) -> Result<(), Failure> {
+        let (status, body, address) = self.ask(Method::POST, path).await?;
+        match status {
+            status if status.is_success() => Ok(()),
+            StatusCode::CONFLICT => {
+                Err(Failure::Unsafe(message(&body).unwrap_or("the cluster gives no reason".into())))
+            }
+            status => Err(Failure::failed(format!("{address} answers POST {path} with {}", reason(status, &body)))),
+        }
+    }
+
+    /// The first answer. The next node is asked only where the last gave none, never after a refusal.
+    async fn ask(&self, method: Method, path: &str) -> Result<(StatusCode, bytes::Bytes, &str), Failure> {
+        let mut tried = Vec::new();
+        for address in &self.addresses {
+            match fetch(method.clone(), address, path, ANSWER_WITHIN).await {
+                Ok((status, body)) => return Ok((status, body, address)),
+                Err(why) => tried.push(why),
+            }
+        }
+        Err(Failure::failed(format!(
+            "no node answers ({}). Say where one listens with --admin HOST:PORT; a cluster of \"moim dev\" has 127.0.0.1:3101",
+            tried.join("; ")
+        )))
+    }
+
+    /// The same cluster asked through every address that it names, except those of `avoid`.
+    pub fn others(&self, cluster: &Cluster, avoid: &str) -> Self {
+        let known = cluster.nodes.iter().filter(|node| node.name != avoid).filter_map(|node| node.admin.clone());
+        let addresses: Vec<String> = known.collect();
+        Self { addresses: if addresses.is_empty() { self.addresses.clone() } else { addresses } }
+    }
+}
+
+fn reason(status: StatusCode, body: &[u8]) -> String {
+    match message(body) {
+        Some(message) => format!("{}: {message}", status.as_u16()),
+        None => status.to_string(),
+    }
+}
+
+/// The `message` of `{ error: { code, message } }`.
+fn message(body: &[u8]) -> Option<String> {
+    let value: Value = serde_json::from_slice(body).ok()?;
+    Some(value.get("error")?.get("message")?.as_str()?.to_string())
+}

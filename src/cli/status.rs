@@ -1,0 +1,121 @@
+//! `moim status`: the nodes as one of them sees them.
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{
+    Failure,
+    admin::{Admin, AdminArgs, Cluster, Node},
+    print,
+};
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  moim status --admin 127.0.0.1:3101
+  moim status --admin a:3100,b:3100 --json | jq '.nodes[].lag'")]
+pub struct Status {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// The node's own answer, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub async fn run(self) -> Result<(), Failure> {
+        let admin = Admin::from(self.admin);
+        if self.json {
+            let answer: Value = admin.read("/v1/cluster").await?;
+            print(&format!("{answer:#}\n"));
+        } else {
+            print(&render(&admin.cluster().await?));
+        }
+        Ok(())
+    }
+}
+
+const HEADINGS: [&str; 9] = ["NAME", "ROLE", "LEADER", "READY", "APPLIED", "LAG", "SOCKETS", "VERSION", "UPTIME"];
+
+fn render(cluster: &Cluster) -> String {
+    let mut rows = vec![HEADINGS.map(str::to_string)];
+    rows.extend(cluster.nodes.iter().map(row));
+    let widths: Vec<usize> =
+        (0..HEADINGS.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text += cells.join("  ").trim_end();
+        text.push('\n');
+    }
+    // Reasons are sentences; they get lines of their own.
+    for node in &cluster.nodes {
+        if let Err(why) = node.readiness() {
+            text += &format!("{} is not ready: {why}\n", node.name);
+        }
+    }
+    text + &format!("term {}, applied {}\n", cluster.term, cluster.applied)
+}
+
+fn row(node: &Node) -> [String; 9] {
+    let unknown = || "-".to_string();
+    let number = |value: Option<u64>| value.map_or_else(unknown, |value| value.to_string());
+    let ready = match (node.ready, node.draining) {
+        (_, Some(true)) => "draining",
+        (Some(true), _) => "yes",
+        (Some(false), _) => "no",
+        (None, _) => "?",
+    };
+    [
+        node.name.clone(),
+        node.role.clone(),
+        if node.leader { "*" } else { "" }.into(),
+        ready.into(),
+        number(node.applied),
+        number(node.lag),
+        number(node.sockets),
+        node.version.clone().unwrap_or_else(unknown),
+        node.uptime.map_or_else(unknown, uptime),
+    ]
+}
+
+/// Two units are enough: `3d 4h`, `12m 5s`.
+fn uptime(seconds: f64) -> String {
+    let s = seconds.max(0.0) as u64;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3_600 => format!("{}m {}s", s / 60, s % 60),
+        3_600..86_400 => format!("{}h {}m", s / 3_600, s % 3_600 / 60),
+        _ => format!("{}d {}h", s / 86_400, s % 86_400 / 3_600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_node_and_one_that_is_not_ready_say_so() {
+        let cluster: Cluster = serde_json::from_value(serde_json::json!({
+            "term": 3, "applied": 90,
+            "nodes": [
+                { "name": "node1", "role": "voter", "leader": true, "ready": true, "applied": 90, "lag": 0, "sockets": 12,
+                  "version": "0.1.0", "uptime": 75, "draining": false },
+                { "name": "node2", "role": "voter", "ready": false, "why": ["no leader", "behind"], "uptime": 90061.5 },
+                { "name": "n3", "role": "learner", "ready": null, "sockets": null },
+            ],
+        }))
+        .expect("an answer");
+        let text = render(&cluster);
+        let expected = "\
+NAME   ROLE     LEADER  READY  APPLIED  LAG  SOCKETS  VERSION  UPTIME
+node1  voter    *       yes    90       0    12       0.1.0    1m 15s
+node2  voter            no     -        -    -        -        1d 1h
+n3     learner          ?      -        -    -        -        -
+node2 is not ready: no leader; behind
+n3 is not ready: no answer
+term 3, applied 90
+";
+        assert_eq!(text, expected);
+    }
+}
