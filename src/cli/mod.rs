@@ -25,9 +25,9 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  moim dev                              a cluster and a chat page on this machine
-  moim serve --auth open                one node, alone
-  moim status --admin 127.0.0.1:3101    how a cluster is
+  moim dev                            a cluster and a chat page on this machine
+  moim serve --auth open              one node, alone
+  moim status --admin 127.0.0.1:3101  how a cluster is
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 refused as unsafe";
 
