@@ -1,6 +1,6 @@
 //! The admin listener as commands see it: any node answers for the cluster, so the first that answers is asked.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::Args;
 use http::{Method, StatusCode};
@@ -142,12 +142,26 @@ impl Admin {
         )))
     }
 
-    /// The same cluster asked through every address that it names, except those of `avoid`.
+    /// The same cluster, asked through the nodes that it names before the addresses that were given, and not through
+    /// `avoid` where its address is known.
     pub fn others(&self, cluster: &Cluster, avoid: &str) -> Self {
-        let known = cluster.nodes.iter().filter(|node| node.name != avoid).filter_map(|node| node.admin.clone());
-        let addresses: Vec<String> = known.collect();
-        Self { addresses: if addresses.is_empty() { self.addresses.clone() } else { addresses } }
+        let of = |wanted: bool| cluster.nodes.iter().filter(move |node| (node.name == avoid) != wanted);
+        let known =
+            |wanted: bool| of(wanted).filter_map(|node| node.admin.clone()).filter(|address| can_be_asked(address));
+        let avoided: Vec<String> = known(false).collect();
+        let mut addresses: Vec<String> = known(true).collect();
+        for address in &self.addresses {
+            if !avoided.contains(address) && !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+        Self { addresses }
     }
+}
+
+/// A node that listens on every address names none.
+fn can_be_asked(address: &str) -> bool {
+    !address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified())
 }
 
 fn reason(status: StatusCode, body: &[u8]) -> String {
@@ -161,4 +175,23 @@ fn reason(status: StatusCode, body: &[u8]) -> String {
 fn message(body: &[u8]) -> Option<String> {
     let value: Value = serde_json::from_slice(body).ok()?;
     Some(value.get("error")?.get("message")?.as_str()?.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_others_are_asked_first_and_the_avoided_one_never() {
+        let admin = Admin { addresses: ["127.0.0.1:1", "127.0.0.1:2"].map(str::to_string).to_vec() };
+        let nodes = |a: &str, b: &str| {
+            let nodes = serde_json::json!([{ "name": "a", "admin": a }, { "name": "b", "admin": b }]);
+            serde_json::from_value::<Cluster>(serde_json::json!({ "nodes": nodes })).expect("an answer")
+        };
+        let named = nodes("127.0.0.1:1", "127.0.0.1:3");
+        assert_eq!(admin.others(&named, "a").addresses, ["127.0.0.1:3", "127.0.0.1:2"]);
+        assert_eq!(admin.others(&named, "b").addresses, ["127.0.0.1:1", "127.0.0.1:2"]);
+        let unnamed = nodes("0.0.0.0:3100", "0.0.0.0:3100");
+        assert_eq!(admin.others(&unnamed, "a").addresses, admin.addresses, "what was given is all there is");
+    }
 }
