@@ -1,0 +1,102 @@
+// A WebSocket client of our own, for what a well-behaved one never does: stop reading, say half a thing.
+import { randomBytes } from "node:crypto";
+import { connect } from "node:net";
+import { eventually } from "./wait.mjs";
+
+const TEXT = 1;
+const CLOSE = 8;
+
+function frame(text) {
+  const payload = Buffer.from(text);
+  const mask = randomBytes(4);
+  const head =
+    payload.length < 126
+      ? Buffer.from([0x80 | TEXT, 0x80 | payload.length])
+      : Buffer.from([0x80 | TEXT, 0x80 | 126, payload.length >> 8, payload.length & 0xff]);
+  return Buffer.concat([head, mask, payload.map((byte, i) => byte ^ mask[i % 4])]);
+}
+
+/// One whole frame from the start of `buffer` as `{ opcode, payload, size }`, or null: more is to come.
+function parse(buffer) {
+  if (buffer.length < 2) return null;
+  let length = buffer[1] & 0x7f;
+  let start = 2;
+  if (length === 126) {
+    if (buffer.length < 4) return null;
+    length = buffer.readUInt16BE(2);
+    start = 4;
+  } else if (length === 127) {
+    if (buffer.length < 10) return null;
+    length = Number(buffer.readBigUInt64BE(2));
+    start = 10;
+  }
+  const size = start + length;
+  return buffer.length < size ? null : { opcode: buffer[0] & 0x0f, payload: buffer.subarray(start, size), size };
+}
+
+export class Raw {
+  /// An Engine.IO session over WebSocket; no CONNECT is sent yet.
+  static async open(port) {
+    const raw = new Raw();
+    Object.assign(raw, { packets: [], closed: false, rest: Buffer.alloc(0), upgraded: false });
+    raw.socket = connect({ port, host: "127.0.0.1", noDelay: true });
+    raw.socket.on("error", () => {});
+    raw.socket.on("close", () => (raw.closed = true));
+    raw.socket.on("data", (data) => raw.read(data));
+    raw.socket.write(
+      "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n" +
+        `Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ${randomBytes(16).toString("base64")}\r\n\r\n`,
+    );
+    await raw.next((packet) => packet.startsWith("0{"));
+    return raw;
+  }
+
+  read(data) {
+    this.rest = Buffer.concat([this.rest, data]);
+    if (!this.upgraded) {
+      const end = this.rest.indexOf("\r\n\r\n");
+      if (end < 0) return;
+      this.upgraded = true;
+      this.rest = this.rest.subarray(end + 4);
+    }
+    for (let found; (found = parse(this.rest)); this.rest = this.rest.subarray(found.size)) {
+      if (found.opcode === CLOSE) this.socket.end();
+      if (found.opcode !== TEXT) continue;
+      const packet = found.payload.toString();
+      if (packet === "2") this.send("3"); // Engine.IO's ping
+      else this.packets.push(packet);
+    }
+  }
+
+  send(packet) {
+    if (!this.socket.destroyed) this.socket.write(frame(packet));
+  }
+
+  /// CONNECT to the main namespace; `{ sid, pid }` from the answer.
+  async connect(auth) {
+    this.send(`40${JSON.stringify(auth)}`);
+    return JSON.parse((await this.next((packet) => packet.startsWith("40{"))).slice(2));
+  }
+
+  next(where, options) {
+    return eventually("a packet", () => this.packets.find(where), { every: 5, ...options });
+  }
+
+  /// The arguments of each event of this name so far.
+  events(name) {
+    const all = this.packets.filter((packet) => packet.startsWith("42")).map((packet) => JSON.parse(packet.slice(2)));
+    return all.filter(([event]) => event === name).map(([, ...args]) => args);
+  }
+
+  stall() {
+    this.socket.pause();
+  }
+
+  go() {
+    this.socket.resume();
+  }
+
+  destroy() {
+    this.socket.destroy();
+  }
+}

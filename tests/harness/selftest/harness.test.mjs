@@ -1,0 +1,181 @@
+// The harness can see what it is there to see: each check is shown a server that breaks just that.
+import test from "node:test";
+import assert from "node:assert/strict";
+import { createServer, connect } from "node:net";
+import { mkdtempSync, rmSync, existsSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { spawn } from "node:child_process";
+import { closeAll } from "../client.mjs";
+import { Load } from "../load.mjs";
+import { ownerOf } from "../owner.mjs";
+import { Proxy } from "../proxy.mjs";
+import { Raw } from "../raw.mjs";
+import { eventually, sleep } from "../wait.mjs";
+import { fakeServer } from "./fake.mjs";
+
+test.after(closeAll);
+
+async function run({ fault, cuts = 2 } = {}) {
+  const server = await fakeServer({ fault });
+  const proxy = await Proxy.start({ target: server.port });
+  const load = await Load.start({ urls: [proxy.url], clients: 10, rooms: 8, rate: 100 });
+  for (let i = 0; i < cuts; i++) {
+    await sleep(200);
+    proxy.link().reset();
+  }
+  await sleep(500);
+  const wrong = await load.finish({ demand: { acked: 50, reconnects: 10 * cuts } });
+  load.close();
+  await proxy.close();
+  await server.close();
+  return { wrong, load };
+}
+
+test("a server that keeps its word passes, cuts included", async () => {
+  const { wrong, load } = await run();
+  assert.deepEqual(wrong, []);
+  const gaps = load.ledger.gaps();
+  assert.equal(gaps.count, 20);
+  assert.ok(gaps.p50 >= 20 && gaps.p50 < 300, JSON.stringify(gaps));
+});
+
+test("one lost message is seen", async () => {
+  const { wrong } = await run({ cuts: 0, fault: (m, s) => (m.text.n === 2 && s.sid === "sid3" ? 0 : 1) });
+  assert.match(wrong.join("\n"), /lost \d+ of/);
+});
+
+test("one doubled message is seen", async () => {
+  const { wrong } = await run({ cuts: 0, fault: (m, s) => (m.text.n === 2 && s.sid === "sid3" ? 2 : 1) });
+  assert.match(wrong.join("\n"), /doubled/);
+});
+
+test("a message out of order is seen", async () => {
+  let held;
+  const server = await fakeServer();
+  const load = await Load.start({ urls: [`http://127.0.0.1:${server.port}`], clients: 4, rooms: 8, rate: 100 });
+  await sleep(400);
+  assert.deepEqual(await load.finish(), []);
+  const { log } = load.members[0].client;
+  const at = log.findIndex(({ event }) => event === "message");
+  [held] = log.splice(at, 1);
+  log.push(held);
+  assert.match(load.ledger.check().join("\n"), /came after/);
+  load.close();
+  await server.close();
+});
+
+test("too little traffic is no pass", async () => {
+  const server = await fakeServer();
+  const load = await Load.start({ urls: [`http://127.0.0.1:${server.port}`], clients: 2, rooms: 8, rate: 10 });
+  assert.match((await load.finish({ demand: { acked: 1000 } })).join("\n"), /not conclusive/);
+  load.close();
+  await server.close();
+});
+
+async function echo() {
+  const server = createServer((socket) => socket.on("error", () => {}).pipe(socket));
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const proxy = await Proxy.start({ target: server.address().port });
+  const socket = connect(proxy.port, "127.0.0.1");
+  const state = { text: "", closed: false };
+  socket.on("data", (data) => (state.text += data)).on("error", () => {}).on("close", () => (state.closed = true));
+  const close = async () => {
+    socket.destroy();
+    await proxy.close();
+    server.close();
+  };
+  return { link: proxy.link(), socket, state, close };
+}
+
+test("hold keeps bytes and gives them up at heal", async () => {
+  const { link, socket, state, close } = await echo();
+  socket.write("a");
+  await eventually("a", () => state.text === "a");
+  link.hold();
+  socket.write("b");
+  await sleep(100);
+  assert.equal(state.text, "a");
+  link.heal();
+  await eventually("b", () => state.text === "ab");
+  await close();
+});
+
+test("delay keeps the order and the time", async () => {
+  const { link, socket, state, close } = await echo();
+  socket.write("a");
+  await eventually("a", () => state.text === "a");
+  link.delay(60);
+  const start = performance.now();
+  for (const letter of "bcd") {
+    socket.write(letter);
+    await sleep(5);
+  }
+  await eventually("bcd", () => state.text === "abcd");
+  assert.ok(performance.now() - start >= 115);
+  await close();
+});
+
+test("drop swallows and resets at heal", async () => {
+  const { link, socket, state, close } = await echo();
+  socket.write("a");
+  await eventually("a", () => state.text === "a");
+  link.drop();
+  socket.write("b");
+  await sleep(100);
+  assert.deepEqual(state, { text: "a", closed: false });
+  link.heal();
+  await eventually("closed", () => state.closed);
+  await close();
+});
+
+test("cut resets at once", async () => {
+  const { link, socket, state, close } = await echo();
+  socket.write("a");
+  await eventually("a", () => state.text === "a");
+  link.cut();
+  await eventually("closed", () => state.closed);
+  await close();
+});
+
+test("the owner of a connection is found", async () => {
+  const server = createServer();
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const accepted = new Promise((resolve) => server.once("connection", resolve));
+  const socket = connect(server.address().port, "127.0.0.1");
+  assert.equal(ownerOf(await accepted, [1, process.pid]), process.pid);
+  socket.destroy();
+  server.close();
+});
+
+test("the raw client speaks enough to connect, stall and go on", async () => {
+  const server = await fakeServer();
+  const raw = await Raw.open(server.port);
+  const { sid } = await raw.connect({ user: "raw" });
+  assert.equal(sid, "sid1");
+  raw.send('421["join","r"]');
+  await raw.next((packet) => packet.startsWith("431"));
+  raw.stall();
+  raw.send(`422["message",{"room":"r","text":"${"x".repeat(70000 - 10000)}","mid":"m"}]`);
+  await sleep(50);
+  assert.equal(raw.events("message").length, 0);
+  raw.go();
+  await raw.next((packet) => packet.startsWith("432"));
+  assert.equal(raw.events("message")[0][0].text.length, 60000);
+  raw.destroy();
+  await server.close();
+});
+
+test("children end with the run, even when it is killed", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "moim-guard-"));
+  const guard = new URL("../guard.mjs", import.meta.url).href;
+  const script = `const { spawnGuarded } = await import(${JSON.stringify(guard)});
+    console.log(spawnGuarded("sleep", ["1000"], { logFile: ${JSON.stringify(join(folder, "log"))} }).pid);
+    setTimeout(() => {}, 1e6);`;
+  const runner = spawn(process.execPath, ["--input-type=module", "-e", script], { stdio: ["ignore", "pipe", "inherit"] });
+  const pid = await new Promise((resolve) => runner.stdout.once("data", (data) => resolve(Number(data))));
+  assert.ok(existsSync(`/proc/${pid}`));
+  runner.kill("SIGKILL");
+  await eventually("the child is gone", () => !existsSync(`/proc/${pid}`));
+  rmSync(folder, { recursive: true });
+});
