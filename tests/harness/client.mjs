@@ -24,6 +24,7 @@ export class Client {
     this.socket = manager ? manager.socket(ns, { auth: settings.auth }) : io(url + ns, settings);
     this.manager = this.socket.io;
     this.manager.on("open", () => this.hook());
+    if (this.manager.engine?.readyState === "open") this.hook(); // a second namespace on a link that is up
     this.socket.onAny((event, ...args) => this.on(event, args));
     this.socket.on("disconnect", (reason) => this.lost(reason));
     this.socket.on("connect_error", (error) => this.log.push({ event: "connect_error", args: [error.message] }));
@@ -39,11 +40,11 @@ export class Client {
 
   hook() {
     const { engine } = this.manager;
-    const prefix = this.ns === "/" ? "" : `${this.ns},`;
+    const mine = (rest) => (this.ns === "/" ? !rest.startsWith("/") : rest.startsWith(`${this.ns},`));
     engine.on("packet", ({ type, data }) => {
       if (type !== "message" || typeof data !== "string") return;
       this.raw.push(data);
-      if (/^[14]/.test(data) && data.slice(1).startsWith(prefix)) this.finals.push(data);
+      if (/^[14]/.test(data) && mine(data.slice(1))) this.finals.push(data);
     });
     engine.on("packetCreate", ({ type, data }) => type === "message" && this.rawSent.push(data));
   }

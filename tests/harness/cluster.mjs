@@ -39,6 +39,10 @@ export class Node {
     return this.child?.pid;
   }
 
+  get running() {
+    return this.child?.running === true;
+  }
+
   /// Resolves to `{ code, signal }` when the process that runs now has exited.
   get exit() {
     return this.child.exit;
@@ -155,7 +159,7 @@ export class Cluster {
   }
 
   /// The node that `via` (any running node) knows as leader, or undefined while there is none.
-  async leaderNow(via = this.nodes.find((node) => node.child)) {
+  async leaderNow(via = this.nodes.find((node) => node.running)) {
     const { leader, nodes } = await this.admin(via, "/v1/cluster");
     const row = nodes.find((each) => each.leader === true || (leader !== null && (each.id === leader || each.name === leader)));
     return row && this.nodes.find((node) => node.name === row.name);

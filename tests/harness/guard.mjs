@@ -39,10 +39,15 @@ export function spawnGuarded(command, args, { env = process.env, logFile, cwd } 
   if (child.pid) tell(`+${child.pid}`);
   const exit = new Promise((resolve) => {
     child.once("exit", (code, signal) => {
+      guarded.running = false;
       tell(`-${child.pid}`);
       resolve({ code, signal });
     });
-    child.once("error", (error) => resolve({ code: null, signal: null, error }));
+    child.once("error", (error) => {
+      guarded.running = false; // it could not be started
+      resolve({ code: null, signal: null, error });
+    });
   });
-  return { pid: child.pid, exit, kill: (signal) => child.kill(signal) };
+  const guarded = { pid: child.pid, exit, running: true, kill: (signal) => child.kill(signal) };
+  return guarded;
 }
