@@ -1,12 +1,10 @@
 // What an operator can ask, what the answers say about their own freshness, and whom the port refuses.
 import test from "node:test";
 import assert from "node:assert/strict";
-import { Client, closeAll, unique } from "./harness/client.mjs";
+import { Client, unique } from "./harness/client.mjs";
 import { withCluster } from "./harness/cluster.mjs";
 import { http } from "./harness/http.mjs";
 import { eventually } from "./harness/wait.mjs";
-
-test.after(closeAll);
 
 const READS = ["/v1/cluster", "/v1/rooms", "/v1/sids", "/v1/state", "/v1/state/hash"];
 

@@ -2,12 +2,10 @@
 import test from "node:test";
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
-import { Client, closeAll, unique } from "./harness/client.mjs";
+import { Client, unique } from "./harness/client.mjs";
 import { withCluster } from "./harness/cluster.mjs";
 import { http } from "./harness/http.mjs";
 import { eventually, sleep } from "./harness/wait.mjs";
-
-test.after(closeAll);
 
 const ID = /^[0-9a-z]{11}$/;
 const OFFSET = /^m1\.[0-9a-z]{4}\.[0-9a-z]{11}$/i;

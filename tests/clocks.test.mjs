@@ -2,12 +2,10 @@
 import test from "node:test";
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
-import { Client, closeAll, unique } from "./harness/client.mjs";
+import { Client, unique } from "./harness/client.mjs";
 import { withCluster } from "./harness/cluster.mjs";
 import { http } from "./harness/http.mjs";
 import { eventually, sleep } from "./harness/wait.mjs";
-
-test.after(closeAll);
 
 const LIB = ["x86_64", "aarch64"].map((arch) => `/usr/lib/${arch}-linux-gnu/faketime/libfaketimeMT.so.1`).find(existsSync);
 const skip = LIB ? false : "libfaketime is not installed (Debian: apt install faketime)";

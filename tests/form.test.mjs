@@ -2,12 +2,10 @@
 import test from "node:test";
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
-import { Client, closeAll, unique } from "./harness/client.mjs";
+import { Client, unique } from "./harness/client.mjs";
 import { withCluster } from "./harness/cluster.mjs";
 import { http } from "./harness/http.mjs";
 import { eventually, sleep } from "./harness/wait.mjs";
-
-test.after(closeAll);
 
 const isReady = async (node) => (await http(node.client, "/readyz")).status === 200;
 const live = (node) => eventually(`${node.name} live`, async () => (await http(node.client, "/livez")).status === 200);

@@ -1,11 +1,9 @@
 // What one client says in a burst is heard, and answered, in the order in which it was said.
 import test from "node:test";
 import assert from "node:assert/strict";
-import { closeAll, Client, unique } from "./harness/client.mjs";
+import { Client, unique } from "./harness/client.mjs";
 import { withCluster } from "./harness/cluster.mjs";
 import { eventually } from "./harness/wait.mjs";
-
-test.after(closeAll);
 
 const numbers = (count) => Array.from({ length: count }, (_, i) => i);
 const heard = (client, room) => client.messages(room).map(({ text }) => text);

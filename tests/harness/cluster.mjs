@@ -1,11 +1,12 @@
 // A cluster of real processes: the built binary, temporary folders, loopback ports.
 //
-// `withCluster` is how a test gets one: the cluster is gone when the test ends, and after a failure its
-// logs are kept and their place is printed.
+// `withCluster` is how a test gets one: the cluster and all clients are gone when the test ends, and after a
+// failure its logs are kept and their place is printed.
 import { existsSync, mkdtempSync, rmSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, dirname } from "node:path";
 import { fileURLToPath } from "node:url";
+import { closeAll } from "./client.mjs";
 import { spawnGuarded } from "./guard.mjs";
 import { http } from "./http.mjs";
 import { ownerOf } from "./owner.mjs";
@@ -213,6 +214,7 @@ export function withCluster(options, body) {
     try {
       await watched(() => body({ cluster, t, step, cleanup: (fn) => cleanups.push(fn) }))();
     } finally {
+      closeAll();
       for (const fn of cleanups.reverse()) await fn();
       await cluster.destroy({ keepLogs: failed });
     }

@@ -1,5 +1,6 @@
 // A server in memory that keeps the contract for one namespace just far enough to try the harness on it, and
 // that can be told to break it. `fault(message, session)` returns how often a message goes to a session.
+import { createServer } from "node:http";
 import { WebSocketServer } from "ws";
 
 export async function fakeServer({ port = 0, fault = () => 1 } = {}) {
@@ -44,8 +45,13 @@ export async function fakeServer({ port = 0, fault = () => 1 } = {}) {
     return session;
   }
 
-  const server = new WebSocketServer({ port, host: "127.0.0.1", path: "/socket.io/" });
-  await new Promise((resolve) => server.once("listening", resolve));
+  const state = { ready: true };
+  const web = createServer((req, res) => {
+    res.statusCode = state.ready ? 200 : 503;
+    res.end(state.ready ? "ready" : "draining");
+  });
+  await new Promise((resolve) => web.listen(port, "127.0.0.1", resolve));
+  const server = new WebSocketServer({ server: web, path: "/socket.io/" });
   server.on("connection", (socket) => {
     let session;
     socket.send(`0${JSON.stringify({ sid: "e", upgrades: [], pingInterval: 25000, pingTimeout: 20000, maxPayload: 1e6 })}`);
@@ -60,7 +66,7 @@ export async function fakeServer({ port = 0, fault = () => 1 } = {}) {
   });
   const close = () => {
     for (const socket of server.clients) socket.terminate();
-    return new Promise((resolve) => server.close(resolve));
+    return new Promise((resolve) => web.close(resolve));
   };
-  return { port: server.address().port, close };
+  return { port: web.address().port, state, close };
 }

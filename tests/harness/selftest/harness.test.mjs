@@ -6,7 +6,9 @@ import { mkdtempSync, rmSync, existsSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { spawn } from "node:child_process";
+import { fileURLToPath } from "node:url";
 import { closeAll } from "../client.mjs";
+import { Haproxy } from "../haproxy.mjs";
 import { Load } from "../load.mjs";
 import { ownerOf } from "../owner.mjs";
 import { Proxy } from "../proxy.mjs";
@@ -136,6 +138,40 @@ test("cut resets at once", async () => {
   link.cut();
   await eventually("closed", () => state.closed);
   await close();
+});
+
+test("HAProxy takes out a node that is not ready, and takes it back", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "moim-haproxy-"));
+  const servers = [await fakeServer(), await fakeServer()];
+  const nodes = servers.map(({ port }, i) => ({ name: `node${i + 1}`, client: port }));
+  const haproxy = await Haproxy.start({ folder, nodes });
+  servers[0].state.ready = false;
+  await eventually("out", async () => (await haproxy.up()).join() === "node2");
+  const load = await Load.start({ urls: [haproxy.url], clients: 4, rooms: 8, rate: 50 });
+  servers[0].state.ready = true;
+  await haproxy.sees(nodes[0]);
+  assert.deepEqual(await load.finish(), []);
+  load.close();
+  await haproxy.close();
+  for (const server of servers) await server.close();
+  rmSync(folder, { recursive: true });
+});
+
+test("a cluster is started, asked, stopped and cleared away", async () => {
+  process.env.MOIM_BIN = fileURLToPath(new URL("fake-moim.mjs", import.meta.url));
+  const { Cluster } = await import("../cluster.mjs");
+  const cluster = await Cluster.start({ links: true, settings: { "session.ttl": "9s" } });
+  const [one, two] = cluster.nodes;
+  assert.equal((await cluster.leader()).name, "node1");
+  assert.equal((await cluster.stateHashes()).length, 3);
+  assert.match(one.log(), /MOIM_SESSION_TTL=9s MOIM_DRAIN_DELAY=300ms/);
+  assert.deepEqual(await one.term(), { code: 0, signal: null });
+  assert.equal((await two.kill9()).signal, "SIGKILL");
+  one.start();
+  await cluster.ready(one);
+  const { folder } = cluster;
+  await cluster.destroy();
+  assert.ok(!existsSync(folder));
 });
 
 test("the owner of a connection is found", async () => {
