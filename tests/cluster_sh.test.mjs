@@ -19,7 +19,7 @@ test.after(closeAll);
 
 test("moim dev: a cluster behind one address, within 2 s; Ctrl-C ends it", { timeout: 60_000 }, async () => {
   const folder = mkdtempSync(join(tmpdir(), "moim-dev-"));
-  const port = await freePort();
+  const port = await freePort([0, 1, 2, 3, 101, 102, 103, 201, 202, 203]);
   const started = performance.now();
   const dev = spawnGuarded(BIN, ["dev", "--port", String(port)], { logFile: join(folder, "log"), env: { ...process.env, TMPDIR: folder } });
   let passed = false;

@@ -132,7 +132,12 @@ export class Cluster {
 
   /// GET /readyz on the client port until it says 200.
   async ready(node, { within: ms = 15_000 } = {}) {
-    await eventually(`${node.name} ready`, async () => (await http(node.client, "/readyz")).status === 200, { within: ms });
+    const ready = eventually(`${node.name} ready`, async () => (await http(node.client, "/readyz")).status === 200, { within: ms });
+    const gone = node.exit.then(({ code, signal, error }) => {
+      throw new Error(`${node.name} ended before it was ready: ${error?.message ?? code ?? signal}\n${node.log().slice(-2000)}`);
+    });
+    gone.catch(() => {}); // it will end some day, long after this
+    await Promise.race([ready, gone]);
   }
 
   async allReady(options) {

@@ -24,12 +24,15 @@ const canBind = (port) =>
     server.listen(port, "127.0.0.1", () => server.close(() => resolve(true)));
   });
 
-export async function freePort() {
-  const last = ephemeralStart();
+/// A port that is free, together with those at `offsets` from it.
+export async function freePort(offsets = [0]) {
+  const last = ephemeralStart() - Math.max(...offsets);
   for (let tries = 0; tries < 1000; tries++) {
     const port = FIRST + Math.floor(Math.random() * (last - FIRST));
-    if (taken.has(port) || !(await canBind(port))) continue;
-    taken.add(port);
+    const wanted = offsets.map((offset) => port + offset);
+    if (wanted.some((each) => taken.has(each))) continue;
+    if (!(await Promise.all(wanted.map(canBind))).every(Boolean)) continue;
+    for (const each of wanted) taken.add(each);
     return port;
   }
   throw new Error("no free port found in 1000 tries");
