@@ -19,6 +19,7 @@ for (const order of [[0, 1, 2], [2, 0, 1], [1, 2, 0]]) {
         for (const other of cluster.nodes.filter((each) => each.running)) assert.equal(await isReady(other), false);
         node.start();
         await live(node);
+        if (i !== order.at(-1)) await sleep(300); // time enough to do the wrong thing
       }
       await cluster.allReady();
       const ids = new Set();

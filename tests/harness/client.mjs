@@ -23,8 +23,10 @@ export class Client {
     settings.auth = auth ?? (user === undefined ? {} : { user });
     this.socket = manager ? manager.socket(ns, { auth: settings.auth }) : io(url + ns, settings);
     this.manager = this.socket.io;
+    // Each connection has an engine of its own, made just after these; CONNECT is written before "open".
+    this.hook();
+    this.manager.on("reconnect_attempt", () => queueMicrotask(() => this.hook()));
     this.manager.on("open", () => this.hook());
-    if (this.manager.engine?.readyState === "open") this.hook(); // a second namespace on a link that is up
     this.socket.onAny((event, ...args) => this.on(event, args));
     this.socket.on("disconnect", (reason) => this.lost(reason));
     this.socket.on("connect_error", (error) => this.log.push({ event: "connect_error", args: [error.message] }));
@@ -40,6 +42,8 @@ export class Client {
 
   hook() {
     const { engine } = this.manager;
+    if (!engine || this.hooked === engine) return;
+    this.hooked = engine;
     const mine = (rest) => (this.ns === "/" ? !rest.startsWith("/") : rest.startsWith(`${this.ns},`));
     engine.on("packet", ({ type, data }) => {
       if (type !== "message" || typeof data !== "string") return;

@@ -66,7 +66,7 @@ export class Ledger {
     if (this.acked.size < acked) wrong.push(`not conclusive: ${this.acked.size} acknowledged, ${acked} wanted`);
     if (outages.length < reconnects) wrong.push(`not conclusive: ${outages.length} reconnects, ${reconnects} wanted`);
     for (const room of this.rooms()) wrong.push(...this.checkRoom(room));
-    for (const [name, { client }] of this.receivers) wrong.push(...checkReceiver(name, client));
+    for (const [name, receiver] of this.receivers) wrong.push(...checkReceiver(name, receiver));
     return wrong;
   }
 
@@ -118,8 +118,9 @@ export class Ledger {
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
 /// What must hold for one receiver over all its rooms and reconnects.
-function checkReceiver(name, client) {
+function checkReceiver(name, { client, since }) {
   const wrong = [];
+  const rooms = [...since.keys()].sort();
   const ids = client.messagesAll().map(({ id }) => id);
   const back = ids.findIndex((id, i) => i > 0 && !(id > ids[i - 1]));
   if (back >= 0) wrong.push(`${name}: ${ids[back]} came after ${ids[back - 1]}`);
@@ -129,6 +130,7 @@ function checkReceiver(name, client) {
   for (const ready of later) {
     if (ready.recovered !== true || ready.socketRecovered !== true) wrong.push(`${name}: came back without recovery`);
     if (ready.sid !== first.sid || ready.socketId !== first.sid) wrong.push(`${name}: came back as ${ready.sid}, was ${first.sid}`);
+    if (!same([...ready.rooms].sort(), rooms)) wrong.push(`${name}: came back in ${ready.rooms}, was in ${rooms}`);
   }
   const unfinished = client.outages.find(({ gap }) => gap === undefined);
   if (unfinished) wrong.push(`${name}: never came back from "${unfinished.reason}"`);
