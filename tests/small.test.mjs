@@ -105,8 +105,9 @@ test("a client at B 5 ms after ready at A is recognised, though B is behind", { 
     const leader = await cluster.leader();
     const [a, b] = [leader, cluster.others(leader)[0]];
     const sender = await Client.ready(a.url, { user: unique("sender") });
-    cluster.link(leader, b).delay(150);
-    cluster.link(b, leader).delay(150);
+    // Far more than the 5 ms, and below what Raft would take for a dead peer.
+    cluster.link(leader, b).delay(40);
+    cluster.link(b, leader).delay(40);
     for (let i = 0; i < 5; i++) {
       const ledger = new Ledger();
       const door = await doorOf(a, cleanup);
@@ -208,6 +209,42 @@ test("a reader that stalls is let go, costs nobody else anything, and misses not
     await eventually("the rest", () => numbers().length >= 110);
     assert.deepEqual(numbers(), [...Array(110).keys()]);
     for (const raw of [slow, again]) assert.ok(!raw.packets.some((packet) => /^4[14]/.test(packet)));
+  }));
+
+test("a long absence is replayed in one go", { timeout: 60_000 },
+  withCluster({}, async ({ cluster, cleanup }) => {
+    const [one, two, three] = cluster.nodes;
+    const ledger = new Ledger();
+    const door = await doorOf(one, cleanup);
+    const { name, clients } = await room(ledger, 2, (i) => (i ? two.url : door.url));
+    const [away, sender] = clients;
+    door.link().cut();
+    // More than any queue between the player and a socket holds in packets.
+    for (let n = 0; n < 600; n += 100) {
+      await Promise.all(Array.from({ length: 100 }, (_, i) => publish(ledger, sender.user, sender, name, { n: n + i })));
+    }
+    door.moveTo(three.client);
+    door.link().heal();
+    await away.waitReady(2);
+    await eventually("everything delivered", () => ledger.settled());
+    assert.deepEqual(ledger.check({ demand: { acked: 600, reconnects: 1 } }), []);
+    assert.equal(away.readies.length, 2, "one reconnect was enough");
+  }));
+
+test("a planned stop announces itself before it closes the transport", { timeout: 60_000 },
+  withCluster({}, async ({ cluster, cleanup }) => {
+    const [one, two] = cluster.nodes;
+    const door = await doorOf(one, cleanup);
+    const client = await Client.ready(door.url, { user: unique("user") });
+    const exit = one.term();
+    const [announced, ...rest] = await client.next("moim:drain");
+    assert.equal(typeof announced.within, "number");
+    assert.ok(typeof rest.at(-1) !== "string", "it moves nobody's place");
+    assert.equal(client.outages.length, 0, "said before, not after");
+    door.target = two.client;
+    assert.equal((await client.waitReady(2)).recovered, true);
+    assert.deepEqual(client.finals, []);
+    assert.deepEqual(await exit, { code: 0, signal: null });
   }));
 
 test("SIGTERM to all three at once: exit 0 within the deadline, clients find them again", { timeout: 60_000 },
