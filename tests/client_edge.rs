@@ -115,6 +115,13 @@ async fn send(ws: &mut WebSocketStream<TcpStream>, packet: &str) {
     ws.send(Message::text(packet)).await.unwrap();
 }
 
+/// CONNECTs and waits for `ready`: socketioxide answers before it runs the connect handler, and drops events until then.
+async fn connect(ws: &mut WebSocketStream<TcpStream>, namespace: &str) {
+    send(ws, &format!("40{namespace}")).await;
+    assert!(text(ws).await.unwrap().starts_with("40"));
+    assert!(text(ws).await.unwrap().contains("ready"));
+}
+
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let waits = async {
         while !holds() {
@@ -124,7 +131,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     timeout(SOON, waits).await.expect(what);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn connect_reply_is_ours_in_each_namespace() {
     let node = Node::plain().await;
     node.namespace("/");
@@ -147,7 +154,7 @@ async fn connect_reply_is_ours_in_each_namespace() {
     assert_eq!(node.records.len(), 1, "one connection, however many namespaces");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cut_in_the_middleware_is_a_transport_close_and_never_44() {
     let node = Node::plain().await;
     let middleware = async |socket: SocketRef| {
@@ -163,7 +170,7 @@ async fn a_cut_in_the_middleware_is_a_transport_close_and_never_44() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slow_header_is_closed_and_so_is_silence() {
     let node = Node::start(Limits { header_timeout: Duration::from_millis(300), ..Limits::default() }).await;
     let mut silent = TcpStream::connect(&node.address).await.unwrap();
@@ -184,7 +191,7 @@ async fn a_slow_header_is_closed_and_so_is_silence() {
     assert!(!String::from_utf8_lossy(&seen).contains("200"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn too_many_headers_are_refused() {
     let node = Node::plain().await;
     let mut tcp = TcpStream::connect(&node.address).await.unwrap();
@@ -193,26 +200,24 @@ async fn too_many_headers_are_refused() {
     assert_eq!(answer(&mut tcp).await.0, 431);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn new_handshakes_are_turned_away_and_sessions_go_on() {
     let node = Node::plain().await;
     node.namespace("/");
     node.namespace("/group-chat");
     let mut ws = node.websocket().await;
-    send(&mut ws, "40").await;
-    text(&mut ws).await.unwrap();
+    connect(&mut ws, "").await;
     node.admit.store(false, SeqCst);
     let path = "/socket.io/?EIO=4&transport=websocket";
     assert_eq!(node.get(path).await, (503, "draining".to_owned()));
     assert!(node.upgrade("").await.is_err());
-    send(&mut ws, "40/group-chat,").await;
-    assert_eq!(text(&mut ws).await.unwrap(), r#"42["ready",1]"#);
-    assert!(text(&mut ws).await.unwrap().starts_with("40/group-chat,"), "an old session is served");
+    // An old session is served.
+    connect(&mut ws, "/group-chat,").await;
     node.admit.store(true, SeqCst);
     node.websocket().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn probes_are_answered_in_one_word() {
     let node = Node::plain().await;
     assert_eq!(node.get("/livez").await, (200, "live".to_owned()));
@@ -222,7 +227,7 @@ async fn probes_are_answered_in_one_word() {
     assert_eq!(node.get("/nothing").await.0, 404);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn other_transports_and_foreign_sids_are_refused_in_socket_ios_words() {
     let node = Node::plain().await;
     let unknown = (400, r#"{"code":0,"message":"Transport unknown"}"#.to_owned());
@@ -232,7 +237,7 @@ async fn other_transports_and_foreign_sids_are_refused_in_socket_ios_words() {
     assert_eq!(stale, (400, r#"{"code":1,"message":"Session ID unknown"}"#.to_owned()));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn past_the_cap_a_connection_is_turned_away_at_once_and_room_comes_back() {
     let node = Node::start(Limits { connections: 2, ..Limits::default() }).await;
     let ws = node.websocket().await;
@@ -248,7 +253,7 @@ async fn past_the_cap_a_connection_is_turned_away_at_once_and_room_comes_back() 
     timeout(SOON, again).await.expect("a closed WebSocket gives its place back");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn serve_returns_when_all_connections_are_closed() {
     let node = Node::plain().await;
     node.namespace("/");
@@ -262,7 +267,7 @@ async fn serve_returns_when_all_connections_are_closed() {
     while text(&mut ws).await.is_some() {}
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_connects_leave_no_record() {
     let node = Node::plain().await;
     node.namespace("/");
@@ -285,7 +290,7 @@ async fn a_thousand_connects_leave_no_record() {
     until("no record", || node.records.is_empty()).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_record_names_the_live_connection() {
     let node = Node::plain().await;
     let (sids, mut seen) = mpsc::unbounded_channel();
@@ -308,7 +313,7 @@ async fn a_record_names_the_live_connection() {
     assert!(node.records.connection(sid).is_none());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gentle_close_reaches_the_client_as_1012_after_what_was_queued() {
     let node = Node::plain().await;
     node.io.ns("/", async |socket: SocketRef| {
@@ -328,7 +333,7 @@ async fn a_gentle_close_reaches_the_client_as_1012_after_what_was_queued() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn events_acks_and_volatiles_arrive_as_they_were_encoded_and_are_all_counted() {
     let node = Node::plain().await;
     let args =
@@ -343,10 +348,10 @@ async fn events_acks_and_volatiles_arrive_as_they_were_encoded_and_are_all_count
             outlet.connection().drained(0).await;
             outlet.volatile(&Encoded::from_json("typing", "{}".to_owned()).unwrap());
         });
+        socket.emit("ready", &1).ok();
     });
     let mut ws = node.websocket().await;
-    send(&mut ws, "40/group-chat,").await;
-    text(&mut ws).await.unwrap();
+    connect(&mut ws, "/group-chat,").await;
     send(&mut ws, r#"42/group-chat,1234["ask"]"#).await;
     let (event, ack, volatile) =
         (text(&mut ws).await.unwrap(), text(&mut ws).await.unwrap(), text(&mut ws).await.unwrap());
@@ -360,7 +365,7 @@ async fn events_acks_and_volatiles_arrive_as_they_were_encoded_and_are_all_count
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_full_queue_nothing_more_arrives() {
     let node = Node::plain().await;
     let (done, mut result) = mpsc::unbounded_channel();
@@ -375,14 +380,16 @@ async fn after_a_full_queue_nothing_more_arrives() {
         let done = done.clone();
         socket.on("go", async move |ack: Ack| {
             let filler = "x".repeat(10_000);
-            let mut sent = 0;
+            let (mut sent, mut stuck) = (0, false);
             let why = loop {
                 let json = format!(r#"{{"n":{sent},"f":"{filler}"}}"#);
                 match outlet.event(&Encoded::from_json("message", json).unwrap()) {
                     Ok(()) => sent += 1,
                     Err(why) => break why,
                 }
-                tokio::task::yield_now().await;
+                if !stuck {
+                    stuck = timeout(Duration::from_millis(200), outlet.connection().drained(100_000)).await.is_err();
+                }
             };
             let small = Encoded::from_json("message", r#"{"n":"after the gap"}"#.to_owned()).unwrap();
             assert_eq!(outlet.event(&small), Err(why));
@@ -390,10 +397,10 @@ async fn after_a_full_queue_nothing_more_arrives() {
             outlet.volatile(&small);
             done.send((sent, why, outlet.lost())).ok();
         });
+        socket.emit("ready", &1).ok();
     });
     let mut ws = node.websocket().await;
-    send(&mut ws, "40").await;
-    text(&mut ws).await.unwrap();
+    connect(&mut ws, "").await;
     send(&mut ws, r#"421["go"]"#).await;
     // The client reads nothing until the server has given up.
     let (sent, why, lost) = timeout(SOON, result.recv()).await.unwrap().unwrap();
@@ -407,7 +414,7 @@ async fn after_a_full_queue_nothing_more_arrives() {
     assert!(next > 0 && next <= sent, "{next} of {sent}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn leaving_one_namespace_ends_its_outlet_and_not_the_connection() {
     let node = Node::plain().await;
     let (outlets, mut made) = mpsc::unbounded_channel();
@@ -439,7 +446,7 @@ async fn leaving_one_namespace_ends_its_outlet_and_not_the_connection() {
     assert_eq!(text(&mut ws).await.unwrap(), r#"42["message",1]"#);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn past_the_payload_bounds_the_transport_is_closed() {
     let node = Node::plain().await;
     node.namespace("/");
@@ -455,10 +462,7 @@ async fn past_the_payload_bounds_the_transport_is_closed() {
     ];
     for (packet, stays) in cases {
         let mut ws = node.websocket().await;
-        send(&mut ws, "40").await;
-        for _ in 0..2 {
-            text(&mut ws).await.unwrap();
-        }
+        connect(&mut ws, "").await;
         ws.send(Message::text(packet.as_str())).await.ok();
         let end = async { while let Some(Ok(Message::Text(_) | Message::Ping(_))) = ws.next().await {} };
         let closed = timeout(Duration::from_millis(500), end).await.is_ok();
@@ -466,7 +470,7 @@ async fn past_the_payload_bounds_the_transport_is_closed() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn past_the_bound_of_armed_replies_the_connection_is_cut() {
     let node = Node::plain().await;
     node.io.ns("/", async |socket: SocketRef| {

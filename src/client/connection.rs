@@ -54,7 +54,8 @@ pub(super) struct Out {
     /// Accepted from the writer, not yet taken by the kernel; always ends at the end of a frame.
     pub(super) rest: Vec<u8>,
     pub(super) armed: Vec<Armed>,
-    on_close: Vec<Box<dyn FnOnce() + Send>>,
+    /// `None` once the connection has ended.
+    on_close: Option<Vec<Box<dyn FnOnce() + Send>>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub(super) enum Phase {
 
 impl Connection {
     pub(super) fn new(tcp: &Arc<TcpStream>, peer: SocketAddr) -> Self {
-        let out = Out { phase: Phase::Open, rest: Vec::new(), armed: Vec::new(), on_close: Vec::new() };
+        let out = Out { phase: Phase::Open, rest: Vec::new(), armed: Vec::new(), on_close: Some(Vec::new()) };
         Self(Arc::new(State {
             tcp: Arc::downgrade(tcp),
             peer,
@@ -229,12 +230,12 @@ impl Connection {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Runs `then` when the connection ends; at once if it has ended.
+    /// Runs `then` when the connection ends, before `closed` comes true; at once if it has ended.
     pub(super) fn on_close(&self, then: impl FnOnce() + Send + 'static) {
-        self.lock().on_close.push(Box::new(then));
-        if self.is_closed() {
-            self.ended();
+        if let Some(on_close) = &mut self.lock().on_close {
+            return on_close.push(Box::new(then));
         }
+        then();
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Out> {
@@ -257,10 +258,10 @@ impl Connection {
     }
 
     pub(super) fn ended(&self) {
+        let Some(on_close) = self.lock().on_close.take() else { return };
+        on_close.into_iter().for_each(|then| then());
         self.0.closed.cancel();
         self.0.progress.notify_waiters();
-        let on_close = std::mem::take(&mut self.lock().on_close);
-        on_close.into_iter().for_each(|then| then());
     }
 }
 
