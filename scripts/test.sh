@@ -10,6 +10,11 @@ if [ -n "$missing" ]; then
   exit 2
 fi
 
+node -e 'process.exit(process.versions.node.split(".")[0] < 20)' || {
+  echo "test.sh: node $(node --version) is too old; the tests need 20 or later" >&2
+  exit 2
+}
+
 step() { echo "== $*"; "$@"; }
 
 step cargo fmt --all --check
@@ -19,6 +24,7 @@ step cargo test --workspace --locked
 step cargo build --release --locked
 if [ -f tests/package.json ]; then
   step npm ci --prefix tests --no-audit --no-fund
-  step node --test tests/*.test.mjs
+  # One at a time: each test has a cluster of its own, and some measure time.
+  step node --test --test-concurrency=1 tests/harness/selftest/*.test.mjs tests/*.test.mjs
 fi
 echo "== all passed"

@@ -126,7 +126,7 @@ async fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// Writes to standard output. A reader that has seen enough (`| head`) is no failure.
+/// Writes to standard output. A reader that has seen enough (`| head`) or a closed terminal is no failure.
 pub fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -17,13 +17,16 @@ use http::{Method, StatusCode};
 use tempfile::TempDir;
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::node::Node;
-use crate::{cli::Failure, fetch::fetch};
+use crate::{
+    cli::{Failure, print},
+    fetch::fetch,
+};
 
 /// Far more than a laptop is asked for; the ports of the three kinds do not overlap up to here.
 const NODES_MAX: u16 = 9;
@@ -67,7 +70,7 @@ impl Dev {
             outcome = until_stopped(&nodes, started, self.port, folder.path()) => outcome,
             () = stop.asked() => Ok(()),
         };
-        println!("Stopping {} nodes; once more Ctrl-C kills them.", nodes.len());
+        print(&format!("Stopping {} nodes; once more Ctrl-C kills them.\n", nodes.len()));
         shutdown.cancel();
         tasks.close();
         tokio::select! {
@@ -93,23 +96,29 @@ impl Dev {
     }
 }
 
-/// Ctrl-C and SIGTERM, heard from the moment it is made.
+/// Ctrl-C, SIGTERM and a closed terminal, heard from the moment it is made.
 struct Stop {
-    interrupt: tokio::signal::unix::Signal,
-    term: tokio::signal::unix::Signal,
+    interrupt: Signal,
+    term: Signal,
+    hangup: Signal,
 }
 
 impl Stop {
     fn new() -> Result<Self, Failure> {
         let listen =
             |kind| signal(kind).map_err(|error| Failure::failed(format!("cannot listen for signals: {error}")));
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, term: listen(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            term: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
     }
 
     async fn asked(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.term.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }
@@ -141,7 +150,7 @@ async fn until_stopped(nodes: &[Node], started: Instant, port: u16, folder: &Pat
             logs.join(", ")
         )));
     }
-    print!("{}", hint(nodes, started.elapsed(), port, folder));
+    print(&hint(nodes, started.elapsed(), port, folder));
     std::future::pending().await
 }
 
@@ -177,6 +186,6 @@ fn remove(folder: TempDir, keep: bool) {
     if keep {
         let _ = folder.keep();
     } else if let Err(error) = folder.close() {
-        eprintln!("moim: the temporary folder could not be removed: {error}");
+        print(&format!("The temporary folder could not be removed: {error}\n"));
     }
 }

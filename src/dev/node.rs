@@ -17,6 +17,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::print;
+
 /// Drains are quick here: the balancer looks five times a second, and nobody wants to wait for Ctrl-C.
 const SETTINGS: [&str; 5] =
     ["--auth=open", "--drain-delay=200ms", "--drain-window=2s", "--drain-deadline=6s", "--parent-stdin"];
@@ -64,12 +66,17 @@ impl Node {
                 Err(error) => Err(error),
             };
             if matches!(&ended, Ok(status) if status.success()) && started.elapsed() > SHORT_LIFE {
-                println!("{} stopped cleanly; starting it again", self.name);
+                print(&format!("{} stopped cleanly; starting it again\n", self.name));
                 continue;
             }
-            println!("{} {}; starting it again in {} s", self.name, describe(&ended), PAUSE_AFTER_CRASH.as_secs());
+            print(&format!(
+                "{} {}; starting it again in {} s\n",
+                self.name,
+                describe(&ended),
+                PAUSE_AFTER_CRASH.as_secs()
+            ));
             if let Some(line) = last_line(&self.log()) {
-                println!("  its log ends: {line}");
+                print(&format!("  its log ends: {line}\n"));
             }
             shutdown.run_until_cancelled(sleep(PAUSE_AFTER_CRASH)).await;
         }

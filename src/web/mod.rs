@@ -32,7 +32,7 @@ async fn page() -> impl IntoResponse {
         (header::CACHE_CONTROL, "no-store"),
         (
             header::CONTENT_SECURITY_POLICY,
-            "default-src 'self' 'unsafe-inline'; connect-src 'self' ws: wss:; frame-ancestors 'self'; base-uri 'none'",
+            "default-src 'self' 'unsafe-inline'; img-src data:; connect-src 'self' ws: wss:; frame-ancestors 'self'; base-uri 'none'",
         ),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
