@@ -90,13 +90,18 @@ fn a_wrong_variable_is_refused() {
 }
 
 #[test]
-fn show_says_where_each_value_came_from() {
+fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("moim.toml");
+    std::fs::write(&file, "[drain]\nwindow = \"2s\"\ndelay = \"2s\"\ndeadline = \"20s\"\n").expect("written");
     let mut command = moim(&["config", "show", "--drain-window", "4s"]);
-    command.env("MOIM_DRAIN_DELAY", "3s");
+    command.env("MOIM_CONFIG", &file).env("MOIM_DRAIN_WINDOW", "3s").env("MOIM_DRAIN_DELAY", "3s");
     let text = String::from_utf8(command.output().expect("the binary runs").stdout).expect("text");
     let line = |key: &str| text.lines().find(|line| line.starts_with(key)).unwrap_or_default().split_whitespace();
     assert_eq!(line("drain.window").collect::<Vec<_>>(), ["drain.window", "4s", "--drain-window"]);
     assert_eq!(line("drain.delay").collect::<Vec<_>>(), ["drain.delay", "3s", "environment", "MOIM_DRAIN_DELAY"]);
+    let place = format!("{}:4:12", file.display());
+    assert_eq!(line("drain.deadline").collect::<Vec<_>>(), ["drain.deadline", "20s", &place]);
     assert_eq!(line("session.ttl").collect::<Vec<_>>(), ["session.ttl", "2m", "default"]);
 }
 
