@@ -1,6 +1,13 @@
 //! moim: a Socket.IO chat server that is deployed without downtime.
 
+pub mod admin;
+pub mod chat;
 pub mod client;
 pub mod config;
+pub mod drain;
+pub mod health;
 pub mod node;
+pub mod player;
+pub mod report;
+pub mod seat;
 pub mod web;

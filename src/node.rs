@@ -1,9 +1,44 @@
-//! STAND-IN: a node that only answers that it is ready, so that the commands around it can be tried. To be replaced.
+//! One node: starts its parts in order, and stops them in the opposite one.
+//!
+//! ```text
+//! listeners ─▶ store ─▶ (in a cluster, caught up, started) ─▶ namespaces, player ─▶ ready
+//! drain ─▶ client port ─▶ tasks ─▶ store
+//! ```
+//!
+//! What always holds: no handshake is accepted before the namespaces are registered and the node has caught up, nor after
+//! a drain began; every task is owned and waited for; a node that cannot keep its promises any more exits with an error.
 
-use axum::{Router, routing::get};
-use moim_raft::error::Result;
+use std::{path::Path, sync::Arc, time::Duration};
 
-use crate::config::Config;
+use axum::Router;
+use futures_util::FutureExt;
+use moim_raft::{
+    Error, Feeds, Result, Secret, Store,
+    command::{Command, Limits, NodeInfo},
+    state::replay::ReplayLimit,
+};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    admin,
+    chat::{self, Chat, event::Encoder, loss::Losses},
+    client::{self, Gate, Records},
+    config::{Auth, Config},
+    drain::Drain,
+    health::Health,
+    player::{self, Seats},
+    report::Report,
+    web,
+};
+
+/// How long a seat waits for its socket (DESIGN D6).
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks at seats, clocks and the drain token.
+const TICK: Duration = Duration::from_millis(250);
+/// Raft's pace: a leader is missed after 300 to 600 ms.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+const ELECTION: Duration = Duration::from_millis(300);
 
 /// Why a node ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,19 +46,237 @@ pub enum ExitReason {
     Shutdown,
 }
 
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<ExitReason> {
-    let listener = tokio::net::TcpListener::bind(config.client).await;
-    let listener = listener.map_err(|error| {
-        moim_raft::error::Error::refused(format!(
-            "--client {}: {error}; stop what listens there or choose another",
-            config.client
-        ))
-    })?;
-    let routes = Router::new().route("/readyz", get(async || "ready")).merge(crate::web::routes());
-    let server = std::future::IntoFuture::into_future(axum::serve(listener, routes));
-    tokio::select! {
-        _ = server => {}
-        () = shutdown => {}
+/// What the parts of a running node share.
+pub struct Node {
+    pub config: Config,
+    pub store: Store,
+    pub chat: Chat,
+    pub health: Health,
+    pub drain: Arc<Drain>,
+    pub report: Arc<Report>,
+    pub started_at: std::time::Instant,
+}
+
+/// Runs a node until `shutdown`, then drains and stops it within `drain.deadline`.
+///
+/// # Errors
+/// `Refused` for what an operator has to change; `Fatal` when the node cannot keep its promises any more.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<ExitReason> {
+    let client_port = bind("client", config.client).await?;
+    let admin_port = bind("admin", config.admin).await?;
+    let peer_port = bind("peer", config.peer).await?;
+    let (store, feeds) = Store::open(store_config(&config)?, peer_port).await?;
+    let node = Arc::new(Node::new(config, store));
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let admin_stop = stop.child_token();
+    let ports_stop = stop.child_token();
+    tasks.spawn(admin::serve(admin_port, node.clone(), admin_stop));
+    let answering = node.clone();
+    node.store.on_ask(Box::new(move |question| admin::answer_peer(answering.clone(), question).boxed()));
+
+    let socketio = client::socketio::Settings {
+        ping_interval: node.config.ping.interval,
+        ping_timeout: node.config.ping.timeout,
+        // Room for the event around a text of the largest size, and for a text that is too large to be told so.
+        max_payload: node.config.limits.text * 2,
+        ..Default::default()
+    };
+    let (service, io) = client::socketio::service(&socketio, node.chat.records.clone(), pages());
+    let gate = node.gate();
+    tasks.spawn(client::serve(client_port, service, gate, client::Limits::default(), ports_stop.clone()));
+
+    let running = node.clone().serve(feeds, io, stop.clone());
+    let mut running = std::pin::pin!(running);
+    let shutdown = std::pin::pin!(shutdown);
+    let outcome = tokio::select! {
+        error = node.store.fatal() => Err(error),
+        error = &mut running => Err(error),
+        () = shutdown => {
+            let stopping = async {
+                node.drain.for_stop().await;
+            };
+            tokio::select! {
+                stopped = tokio::time::timeout(node.config.drain.deadline, stopping) => {
+                    if stopped.is_err() {
+                        tracing::warn!("the drain took longer than drain.deadline; what is left is cut");
+                    }
+                    Ok(ExitReason::Shutdown)
+                }
+                error = node.store.fatal() => Err(error),
+                error = &mut running => Err(error),
+            }
+        }
+    };
+    node.health.set_stopping();
+    node.chat.stopping.cancel();
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    let closed = node.store.close().await;
+    outcome.and_then(|reason| closed.map(|()| reason))
+}
+
+impl Node {
+    fn new(config: Config, store: Store) -> Self {
+        let encoder = Encoder::default();
+        let seats = Arc::new(Seats::new(store.node(), config.limits.queue_bytes, encoder.clone()));
+        let settings = chat::Settings {
+            node_name: config.name.clone(),
+            auth: config.auth.unwrap_or(Auth::Jwt),
+            text_bytes_max: config.limits.text,
+            queue_bytes_max: config.limits.queue_bytes,
+            replay: ReplayLimit { entries: config.replay.limit, bytes: config.replay.bytes },
+            relay: config.relay.clone(),
+            patience: PATIENCE,
+        };
+        let chat = Chat(Arc::new(chat::Shared {
+            store: store.clone(),
+            seats,
+            records: Records::default(),
+            losses: Losses::default(),
+            encoder,
+            settings,
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        }));
+        let health = Health::new(store.clone());
+        let drain = Drain {
+            chat: chat.clone(),
+            health: health.clone(),
+            settings: config.drain.clone(),
+            tasks: TaskTracker::new(),
+        };
+        let report = Arc::new(Report::default());
+        let started_at = std::time::Instant::now();
+        Self { config, store, chat, health, drain: Arc::new(drain), report, started_at }
     }
-    Ok(ExitReason::Shutdown)
+
+    fn gate(&self) -> Gate {
+        let (admit, ready) = (self.health.clone(), self.health.clone());
+        Gate {
+            admit: Arc::new(move || admit.check()),
+            ready: Arc::new(move || ready.check()),
+            live: Arc::new(|| Ok(())),
+        }
+    }
+
+    /// Waits until the node has started in its cluster, then plays, until `stop` or an error.
+    async fn serve(self: Arc<Self>, feeds: Feeds, io: socketioxide::SocketIo, stop: CancellationToken) -> Error {
+        let mut started = self.store.started();
+        let never = async {
+            stop.cancelled().await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            _ = started.wait_for(|started| *started) => {}
+            () = never => {}
+        }
+        if let Some(cluster) = self.store.cluster() {
+            self.chat.encoder.name(&cluster);
+        }
+        for ns in &self.config.namespaces {
+            if let Err(e) = chat::connect::register(&self.chat, &io, ns) {
+                return Error::refused(format!("the namespace {ns} cannot be served: {e}"));
+            }
+        }
+        self.health.set_serving();
+        let Feeds { plays, mut bus } = feeds;
+        let play = player::play(plays, self.chat.seats.clone(), self.report.clone());
+        let volatile = async {
+            while let Some(bytes) = bus.recv().await {
+                self.chat.receive_volatile(&bytes);
+            }
+        };
+        let forever = CancellationToken::new();
+        tokio::join!(play, volatile, self.chat.losses.run(&self.store, &forever), self.tend());
+        Error::fatal("the store has closed its feed")
+    }
+
+    /// What has to be looked at again and again.
+    async fn tend(&self) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut let_go = false;
+        loop {
+            tick.tick().await;
+            for seat in self.chat.seats.abandoned(self.chat.settings.patience) {
+                self.chat.give_up(&seat);
+            }
+            let isolated = self.health.silent_for().is_none_or(|silent| silent >= self.config.node.isolation);
+            if isolated && !let_go {
+                tracing::warn!("without a leader for node.isolation: letting all clients go, they recover elsewhere");
+                self.let_clients_go();
+            }
+            let_go = isolated;
+            self.end_own_drain();
+        }
+    }
+
+    fn let_clients_go(&self) {
+        self.chat.seats.let_all_go();
+        for connection in self.chat.records.connections() {
+            connection.cut();
+        }
+    }
+
+    /// The token of a drain ends when its node is ready again in a later incarnation.
+    fn end_own_drain(&self) {
+        let me = self.store.node();
+        let held = self.store.read(|state| state.drain()).filter(|held| held.node == me);
+        if held.is_some_and(|held| held.incarnation < self.store.incarnation()) && self.health.check().is_ok() {
+            self.store.propose(Command::EndDrain { node: me }, moim_raft::Ticket::nobody());
+        }
+    }
+}
+
+/// What a browser gets on the client port beside Socket.IO.
+fn pages() -> Router {
+    web::routes()
+}
+
+async fn bind(flag: &str, addr: std::net::SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(addr)
+        .await
+        .map_err(|e| Error::refused(format!("--{flag} {addr}: {e}; stop what listens there or choose another")))
+}
+
+fn store_config(config: &Config) -> Result<moim_raft::Config> {
+    Ok(moim_raft::Config {
+        data: config.data.clone(),
+        info: NodeInfo {
+            name: config.name.clone(),
+            client: config.client.to_string(),
+            admin: config.admin.to_string(),
+            peer: config.peer_address(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
+        join: config.join.clone(),
+        expect: config.expect.unwrap_or(usize::MAX),
+        secret: secret(config.cluster_secret_file.as_deref())?,
+        limits: Limits {
+            history_size: config.history.size as u64,
+            history_ttl_ms: config.history.ttl.as_millis() as u64,
+            history_bytes: config.history.bytes as u64,
+            mid_window_ms: config.mid.window.as_millis() as u64,
+            mids_per_user: config.mid.per_user as u64,
+            rooms_per_user: config.limits.rooms_per_user as u64,
+            sessions_per_user: config.limits.sessions_per_user as u64,
+        },
+        node_timeout: config.node.timeout,
+        session_ttl: config.session.ttl,
+        heartbeat: HEARTBEAT,
+        election: ELECTION,
+    })
+}
+
+fn secret(file: Option<&Path>) -> Result<Secret> {
+    let Some(file) = file else { return Ok(Secret::default()) };
+    let text =
+        std::fs::read(file).map_err(|e| Error::refused(format!("--cluster-secret-file {}: {e}", file.display())))?;
+    let secret = text.trim_ascii();
+    if secret.is_empty() {
+        return Err(Error::refused(format!("--cluster-secret-file {} is empty", file.display())));
+    }
+    Ok(Secret::new(secret))
 }

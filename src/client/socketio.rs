@@ -81,6 +81,11 @@ pub fn our_reply(ns: &str, sid: &str, pid: &str) -> Vec<u8> {
     format!("40{}{{\"sid\":\"{sid}\",\"pid\":\"{pid}\"}}", Prefix(ns)).into_bytes()
 }
 
+/// The same for a client that switched recovery off: without a `pid` it does not try to recover.
+pub fn our_plain_reply(ns: &str, sid: &str) -> Vec<u8> {
+    format!("40{}{{\"sid\":\"{sid}\"}}", Prefix(ns)).into_bytes()
+}
+
 /// A namespace as it stands in a packet: nothing for `/`, else its name and a comma (Socket.IO protocol, packet encoding).
 pub(super) struct Prefix<'a>(pub &'a str);
 

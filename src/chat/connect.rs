@@ -1,0 +1,321 @@
+//! From a CONNECT to a seat that has its socket.
+//!
+//! ```text
+//! middleware   who is it ─▶ Open or Resume, applied and played here ─▶ a seat
+//!              ─▶ the replay, read and found complete ─▶ the CONNECT reply armed, handlers registered
+//! handler      (socketioxide has written the reply) ─▶ the seat is taken: `ready`, replay, what came meanwhile, live
+//! ```
+//!
+//! What always holds:
+//! - `recovered` is decided before the reply is written, because it cannot be taken back: a replay that is not complete
+//!   becomes a fresh session.
+//! - A middleware that fails for a passing cause cuts the connection first and then returns: whatever socketioxide writes
+//!   afterwards never goes out, so a client never gets a 44 that would end its attempts.
+//! - A seat that nobody takes is given up: a session just opened is closed, a resumed one is lost again.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use moim_raft::{
+    Ticket,
+    command::{Command, Holder, Namespace, PidHash, Position, Refusal, Reply, Sid, User, url_safe},
+    state::{Applied, Session},
+};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use socketioxide::{
+    SocketIo,
+    extract::{SocketRef, TryData},
+    handler::ConnectHandler,
+};
+
+use super::{Chat, event, request};
+use crate::{
+    client::{Connection, Outlet, socketio},
+    config::Auth,
+    seat::{Played, Seat},
+};
+
+/// How often a resume is decided anew because another connection was faster.
+const RESUME_TRIES: usize = 8;
+/// A longer `pid` was not made here.
+const PID_CHARS: usize = 32;
+
+/// The final refusals of a CONNECT: the code is Socket.IO's error message.
+#[derive(Clone, Copy, Debug)]
+pub enum Final {
+    Unauthorized,
+    /// Never seen by a client: the connection is cut already.
+    Cut,
+}
+
+impl fmt::Display for Final {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unauthorized => "unauthorized",
+            Self::Cut => "unavailable",
+        })
+    }
+}
+
+/// A cause that passes: the connection has to be cut.
+struct Passing(&'static str);
+
+/// Who connects, and what it brings along.
+struct Client {
+    ns: Namespace,
+    user: User,
+    guest: bool,
+    /// The secret of an earlier session.
+    pid: Option<String>,
+    offset: Option<String>,
+    /// False when the client switched recovery off.
+    recovery: bool,
+}
+
+/// A session that is attached to this node and waits for its socket.
+struct Attachment {
+    seat: Arc<Seat>,
+    pid: String,
+    recovered: bool,
+    replay: Vec<Played>,
+}
+
+/// What the middleware leaves for the handler.
+#[derive(Clone)]
+struct Waiting(Arc<Mutex<Option<Attachment>>>);
+
+/// Registers the chat in a namespace; a pattern in braces makes a dynamic one.
+pub fn register(chat: &Chat, io: &SocketIo, ns: &str) -> Result<(), String> {
+    let (on_middleware, on_connect) = (chat.clone(), chat.clone());
+    let middleware = move |socket: SocketRef, auth: TryData<Value>| {
+        let chat = on_middleware.clone();
+        async move { chat.connecting(socket, auth.0.ok()).await }
+    };
+    let handler = move |socket: SocketRef| {
+        let chat = on_connect.clone();
+        async move { chat.connected(socket).await }
+    };
+    match ns.contains('{') {
+        true => io.dyn_ns(ns, handler.with(middleware)).map_err(|e| e.to_string()),
+        false => {
+            io.ns(ns.to_owned(), handler.with(middleware));
+            Ok(())
+        }
+    }
+}
+
+impl Chat {
+    /// The middleware: see the module.
+    async fn connecting(&self, socket: SocketRef, auth: Option<Value>) -> Result<(), Final> {
+        let Some(connection) = socketio::connection(&socket) else { return Err(Final::Cut) };
+        self.records.adopt(socket.id, &connection);
+        let connection = self.records.connection(socket.id).unwrap_or(connection);
+        let client = self.identify(socket.ns(), auth.unwrap_or_default())?;
+        if self.stopping.is_cancelled() {
+            connection.cut();
+            return Err(Final::Cut);
+        }
+        let attachment = match self.attach(&client, &connection).await {
+            Ok(attachment) => attachment,
+            Err(Passing(why)) => {
+                tracing::debug!(peer = %connection.peer(), "a connection is cut while it attaches: {why}");
+                connection.cut();
+                return Err(Final::Cut);
+            }
+        };
+        let sid = attachment.seat.holder.sid.as_str();
+        let reply = match client.recovery {
+            true => socketio::our_reply(socket.ns(), sid, &attachment.pid),
+            false => socketio::our_plain_reply(socket.ns(), sid),
+        };
+        connection.arm(socketio::reply(socket.ns(), socket.id), reply);
+        request::register(self, &socket, attachment.seat.clone());
+        socket.extensions.insert(Waiting(Arc::new(Mutex::new(Some(attachment)))));
+        Ok(())
+    }
+
+    /// The connect handler: gives the seat its socket.
+    async fn connected(&self, socket: SocketRef) {
+        let waiting = socket.extensions.get::<Waiting>();
+        let taken = waiting.and_then(|waiting| waiting.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let Some(Attachment { seat, recovered, replay, .. }) = taken else { return };
+        let Some(connection) = self.records.connection(socket.id).filter(|c| !c.is_closed()) else {
+            return self.give_up(&seat);
+        };
+        let outlet = Outlet::new(socket, connection).with_limit(self.settings.queue_bytes_max);
+        let ready = event::ready(&event::Ready {
+            user: seat.user.as_str(),
+            sid: seat.holder.sid.as_str(),
+            rooms: seat.rooms.iter().map(|room| room.as_str()).collect(),
+            recovered,
+            node: &self.settings.node_name,
+        });
+        if seat.take(outlet, &ready, replay).await.is_err() {
+            self.give_up(&seat);
+        }
+    }
+
+    /// Who the client says, or proves, to be.
+    fn identify(&self, ns: &str, auth: Value) -> Result<Client, Final> {
+        let ns = Namespace::new(ns).ok_or(Final::Unauthorized)?;
+        let text = |key: &str| auth.get(key).and_then(Value::as_str).map(str::to_owned);
+        let (user, guest) = match (self.settings.auth, auth.get("user")) {
+            (Auth::Jwt, _) => return Err(Final::Unauthorized),
+            (Auth::Open, None | Some(Value::Null)) => (format!("guest-{}", random_text::<12>()), true),
+            (Auth::Open, Some(user)) => (user.as_str().ok_or(Final::Unauthorized)?.to_owned(), false),
+        };
+        let user = User::new(user).ok_or(Final::Unauthorized)?;
+        let recovery = auth.get("csr") != Some(&Value::Bool(false));
+        let pid = text("pid").filter(|pid| recovery && pid.len() == PID_CHARS);
+        Ok(Client { ns, user, guest, pid, offset: text("offset"), recovery })
+    }
+
+    async fn attach(&self, client: &Client, connection: &Connection) -> Result<Attachment, Passing> {
+        if let Some(pid) = &client.pid
+            && let Some(attachment) = self.resume(client, pid, connection).await?
+        {
+            return Ok(attachment);
+        }
+        self.open(client, connection).await
+    }
+
+    async fn open(&self, client: &Client, connection: &Connection) -> Result<Attachment, Passing> {
+        let sid = Sid::from_random(random());
+        let pid = random_text::<PID_CHARS>();
+        let command = Command::Open {
+            sid: sid.clone(),
+            ns: client.ns.clone(),
+            user: client.user.clone(),
+            guest: client.guest,
+            pid: pid_hash(&pid),
+        };
+        let applied = self.store.call(command).await.map_err(|_| Passing("no quorum"))?;
+        match applied.reply {
+            Reply::Seated { generation, .. } => {
+                let seat = self.seat(Holder { sid, generation }, client, connection)?;
+                Ok(Attachment { seat, pid, recovered: false, replay: Vec::new() })
+            }
+            Reply::Refused(Refusal::TooManySessions) => Err(Passing("its user has too many sessions")),
+            other => {
+                tracing::error!("an open was answered {other:?}");
+                Err(Passing("an unexpected answer"))
+            }
+        }
+    }
+
+    /// `None` when there is no such session (any more): then a fresh one is opened.
+    async fn resume(&self, client: &Client, pid: &str, connection: &Connection) -> Result<Option<Attachment>, Passing> {
+        let hash = pid_hash(pid);
+        for _ in 0..RESUME_TRIES {
+            if connection.is_closed() {
+                return Err(Passing("it has gone"));
+            }
+            let Some(session) = self.look_up(&hash, client).await? else { return Ok(None) };
+            let command =
+                Command::Resume { read: session.holder(), ns: client.ns.clone(), user: client.user.clone(), pid: hash };
+            let applied = self.store.call(command).await.map_err(|_| Passing("no quorum"))?;
+            match applied.reply {
+                Reply::Seated { generation, .. } => {
+                    let holder = Holder { sid: session.sid, generation };
+                    return self.recover(client, pid, connection, holder, &applied).await;
+                }
+                // Another connection of this client was faster: look again.
+                Reply::Refused(Refusal::Moved) => {}
+                _ => return Ok(None),
+            }
+        }
+        Err(Passing("others keep taking its session"))
+    }
+
+    /// A pid that this node does not know may be younger than what it has applied: it is looked up once more after a
+    /// read index.
+    async fn look_up(&self, hash: &PidHash, client: &Client) -> Result<Option<Session>, Passing> {
+        let find = || self.store.read(|state| state.session_of_pid(hash)).filter(|session| session.ns == client.ns);
+        if let Some(session) = find() {
+            return Ok(Some(session));
+        }
+        self.store.linearizable().await.map_err(|_| Passing("no quorum"))?;
+        Ok(find())
+    }
+
+    /// The resumed session with all that it missed; when that cannot be had any more, none, and the session is closed.
+    async fn recover(
+        &self,
+        client: &Client,
+        pid: &str,
+        connection: &Connection,
+        holder: Holder,
+        applied: &Applied,
+    ) -> Result<Option<Attachment>, Passing> {
+        let seat = self.seat(holder.clone(), client, connection)?;
+        match self.missed(client, &holder, applied.position) {
+            Ok(replay) => Ok(Some(Attachment { seat, pid: pid.to_owned(), recovered: true, replay })),
+            Err(why) => {
+                tracing::info!(sid = %holder.sid, why, "what the client missed cannot be replayed: a fresh session");
+                self.store.call(Command::Close(holder)).await.map_err(|_| Passing("no quorum"))?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn missed(&self, client: &Client, holder: &Holder, seam: Position) -> Result<Vec<Played>, &'static str> {
+        let offset = match &client.offset {
+            Some(offset) => self.encoder.position(offset).ok_or("foreign")?,
+            // It has received nothing yet: everything since its first position is due.
+            None => Position(0),
+        };
+        let limit = self.settings.replay;
+        let due = self.store.read(|state| {
+            let session = state.session(&holder.sid).filter(|session| session.generation == holder.generation);
+            state.replay(&session.ok_or("moved")?, offset, seam, limit).map_err(|why| why.as_str())
+        })?;
+        Ok(due.iter().map(|(room, entry)| self.encoder.played(room, entry)).collect())
+    }
+
+    /// The seat that the player made, bound to its connection.
+    fn seat(&self, holder: Holder, client: &Client, connection: &Connection) -> Result<Arc<Seat>, Passing> {
+        let seat = self.seats.get(&holder).ok_or(Passing("its seat is gone"))?;
+        seat.reserve(connection, client.recovery);
+        if connection.is_closed() {
+            self.give_up(&seat);
+            return Err(Passing("it has gone"));
+        }
+        Ok(seat)
+    }
+
+    /// A seat that is not or no longer wanted: a session that was never ready ends, every other counts down.
+    pub fn give_up(&self, seat: &Seat) {
+        let holder = seat.holder.clone();
+        if holder.generation > 1 || !seat.is_free() {
+            return self.losses.report(holder);
+        }
+        let chat = self.clone();
+        let close = Command::Close(holder.clone());
+        self.store.propose(
+            close,
+            Ticket::new(move |outcome| {
+                if outcome.is_err() {
+                    chat.losses.report(holder);
+                }
+            }),
+        );
+    }
+}
+
+fn pid_hash(pid: &str) -> PidHash {
+    Sha256::digest(pid.as_bytes()).into()
+}
+
+fn random_text<const N: usize>() -> String {
+    url_safe(&random::<N>())
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    // An id that could be guessed would be worse than no server at all.
+    getrandom::fill(&mut bytes).expect("the operating system has a random generator");
+    bytes
+}

@@ -1,0 +1,179 @@
+//! Taking a node out of service: nobody loses an answer, and only one node at a time.
+//!
+//! ```text
+//! not ready ─▶ token ─▶ leadership handed over ─▶ the balancer notices (drain.delay)
+//!           ─▶ transports closed one by one over drain.window, each after its queue is empty and its acks are written
+//!           ─▶ the losses are in the log
+//! ```
+//!
+//! A drain that is *asked for* is refused when another node has the cluster's one drain token, or when the quorum would be
+//! lost. A *signal* is never refused: without the token the node does the same.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use moim_raft::{
+    Store,
+    command::{Command, Refusal, Reply},
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    chat::{Chat, event},
+    client::Connection,
+    config,
+    health::Health,
+    seat::Seat,
+};
+
+/// How long one socket may take to come to rest; then it is closed all the same, and its client recovers.
+const REST: Duration = Duration::from_secs(2);
+/// How long a node that was told to stop waits for the token. It is not needed, only good to have.
+const TOKEN: Duration = Duration::from_secs(1);
+/// Pause between two looks for seats that came during the drain.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Why a drain was refused; the text says what to do.
+#[derive(Debug)]
+pub struct Refused(pub String);
+
+/// Drains this node, and takes it back into service.
+pub struct Drain {
+    pub chat: Chat,
+    pub health: Health,
+    pub settings: config::Drain,
+    pub tasks: TaskTracker,
+}
+
+impl Drain {
+    fn store(&self) -> &Store {
+        &self.chat.store
+    }
+
+    /// Starts a drain that an operator asked for; it goes on by itself. `others_ready` says how many of the other voters
+    /// are ready now.
+    ///
+    /// # Errors
+    /// With the reason, when it would not be safe.
+    pub async fn ask(self: &Arc<Self>, others_ready: usize) -> Result<(), Refused> {
+        if self.health.is_draining() {
+            return Ok(());
+        }
+        let voters = self.store().status().voters.len();
+        let quorum = voters / 2 + 1;
+        if others_ready < quorum {
+            return Err(Refused(format!(
+                "without this node {others_ready} of {voters} voters would be ready, and {quorum} are needed: \
+                 bring the others back first"
+            )));
+        }
+        let taken = self.store().call(Command::TakeDrain { force: false }).await;
+        match taken.map(|applied| applied.reply) {
+            Ok(Reply::Refused(Refusal::DrainHeld(node))) => return Err(Refused(self.held_by(node))),
+            Ok(_) => {}
+            Err(e) => return Err(Refused(format!("the drain token cannot be had: {e}"))),
+        }
+        self.health.set_draining(true);
+        let drain = self.clone();
+        self.tasks.spawn(async move { drain.empty().await });
+        Ok(())
+    }
+
+    fn held_by(&self, node: u64) -> String {
+        let name = self.store().read(|state| state.node(node)).map_or("another node".to_owned(), |n| n.info.name);
+        format!("{name} is being drained; wait until it is back, or undrain it")
+    }
+
+    /// Takes the node back into service.
+    pub async fn undo(&self) -> Result<(), Refused> {
+        let node = self.store().node();
+        let ended = self.store().call(Command::EndDrain { node }).await;
+        ended.map_err(|e| Refused(format!("the drain token could not be given back: {e}")))?;
+        self.health.set_draining(false);
+        Ok(())
+    }
+
+    /// The drain of a node that was told to stop: the same, token or not.
+    pub async fn for_stop(&self) {
+        if !self.health.is_draining() {
+            self.health.set_draining(true);
+            if tokio::time::timeout(TOKEN, self.store().call(Command::TakeDrain { force: false })).await.is_err() {
+                tracing::warn!("stopping without the drain token");
+            }
+        }
+        self.empty().await;
+    }
+
+    /// Hands leadership over and closes every transport.
+    async fn empty(&self) {
+        self.store().hand_over().await;
+        let until = Instant::now() + self.settings.delay;
+        while Instant::now() < until && !self.chat.records.is_empty() {
+            tokio::time::sleep(LOOK.min(self.settings.delay)).await;
+        }
+        self.close_all().await;
+        self.chat.losses.settled().await;
+    }
+
+    async fn close_all(&self) {
+        let closing = TaskTracker::new();
+        let mut connections = self.chat.seats.connections();
+        tracing::info!(connections = connections.len(), "draining");
+        shuffle(&mut connections);
+        let pace = self.settings.window / (connections.len().max(1) as u32);
+        for (connection, seats) in connections {
+            if connection.is_closed() {
+                continue;
+            }
+            closing.spawn(close(connection, seats));
+            tokio::time::sleep(jittered(pace)).await;
+        }
+        // Those whose CONNECT was on its way when the drain began.
+        while !self.chat.seats.is_empty() {
+            for (connection, seats) in self.chat.seats.connections() {
+                closing.spawn(close(connection, seats));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        closing.close();
+        closing.wait().await;
+    }
+}
+
+/// Closes one connection when all that its client sent was answered, and all that is due to it was written.
+async fn close(connection: Connection, seats: Vec<Arc<Seat>>) {
+    let notice = event::drain(LOOK);
+    for seat in &seats {
+        seat.notice(&notice);
+    }
+    // Held until the connection is closed: what the client sends meanwhile is not begun, so its outcome is no riddle.
+    let mut quiet = Vec::new();
+    let rest = async {
+        for seat in &seats {
+            quiet.push(seat.quiet().await);
+        }
+        connection.drained(0).await;
+    };
+    if tokio::time::timeout(REST, rest).await.is_err() {
+        tracing::debug!(peer = %connection.peer(), "did not come to rest in time");
+    }
+    connection.close_gently().await;
+}
+
+/// Half to one and a half times the pace.
+fn jittered(pace: Duration) -> Duration {
+    pace.mul_f64(0.5 + f64::from(random_u32()) / f64::from(u32::MAX))
+}
+
+fn shuffle<T>(items: &mut [T]) {
+    for last in (1..items.len()).rev() {
+        items.swap(last, random_u32() as usize % (last + 1));
+    }
+}
+
+fn random_u32() -> u32 {
+    // A poor number is as good here; without a generator the order is simply not shuffled.
+    getrandom::u32().unwrap_or(0)
+}

@@ -1,0 +1,99 @@
+//! Whether this node may get clients, and why not.
+//!
+//! What always holds: a node that cannot keep a promise (not in a cluster, without a quorum, behind, draining) is not
+//! ready and says so; and a node that is not ready takes no new handshakes, so a client never waits behind a door that
+//! the balancer would not have shown it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use moim_raft::Store;
+
+/// Without a word of a leader with a quorum for so long a node is not ready. Longer than an election.
+const SILENCE: Duration = Duration::from_millis(1500);
+/// Committed entries that may wait to be applied.
+const LAG: u64 = 1000;
+
+/// Why a node is not ready: a word for balancers, a sentence for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotReady {
+    pub word: &'static str,
+    pub why: String,
+}
+
+/// The node's view of itself. Cheap to clone.
+#[derive(Clone)]
+pub struct Health(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    draining: AtomicBool,
+    stopping: AtomicBool,
+    /// Namespaces are registered and the player runs.
+    serving: AtomicBool,
+}
+
+impl Health {
+    pub fn new(store: Store) -> Self {
+        let inner = Inner { store, draining: false.into(), stopping: false.into(), serving: false.into() };
+        Self(Arc::new(inner))
+    }
+
+    pub fn set_draining(&self, draining: bool) {
+        self.0.draining.store(draining, Ordering::Relaxed);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed)
+    }
+
+    pub fn set_stopping(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
+    }
+
+    pub fn set_serving(&self) {
+        self.0.serving.store(true, Ordering::Relaxed);
+    }
+
+    /// Every reason, the most telling first; none when the node is ready.
+    pub fn reasons(&self) -> Vec<NotReady> {
+        let mut found = Vec::new();
+        let mut say = |word, why: String| found.push(NotReady { word, why });
+        if self.0.stopping.load(Ordering::Relaxed) {
+            say("stopping", "this node is stopping".to_owned());
+        }
+        if self.is_draining() {
+            say("draining", "this node is being taken out of service".to_owned());
+        }
+        let status = self.0.store.status();
+        if !status.waiting.is_empty() {
+            say("forming", status.waiting.clone());
+        } else if !status.started || !self.0.serving.load(Ordering::Relaxed) {
+            say("starting", "this node has not started in its cluster yet".to_owned());
+        }
+        match status.silent_for {
+            Some(silent) if silent < SILENCE => {}
+            Some(silent) => say("isolated", format!("no leader with a quorum was heard for {} ms", silent.as_millis())),
+            None => say("isolated", "no leader with a quorum was heard yet".to_owned()),
+        }
+        let lag = status.committed.saturating_sub(status.applied);
+        if lag > LAG {
+            say("behind", format!("{lag} committed entries are not applied yet"));
+        }
+        found
+    }
+
+    pub fn check(&self) -> Result<(), &'static str> {
+        self.reasons().first().map_or(Ok(()), |reason| Err(reason.word))
+    }
+
+    /// How long no leader with a quorum was heard; `None` when never since the start.
+    pub fn silent_for(&self) -> Option<Duration> {
+        self.0.store.status().silent_for
+    }
+}

@@ -1,0 +1,282 @@
+//! The player: plays the applied log to the sockets of this node.
+//!
+//! ```text
+//! log ─▶ apply (the state) ─▶ feed ─▶ player ─▶ seats ─▶ sockets
+//! ```
+//!
+//! What always holds:
+//! - The seats are in exactly the rooms that the state had at the *played* position: rooms come from the effects, never
+//!   from the state, which is ahead.
+//! - The ack of a command is written when the player comes to it, so acks and events of one socket have one order.
+//! - The player never waits: a seat that cannot take a packet is let go.
+//! - When the node's incarnation is over, or its state jumped, every seat is let go.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use moim_raft::{
+    NodeId, Play, Ticket,
+    command::{Attached, Effect, Holder, Namespace, Position, Room, RoomEntry, Sid, Unseated, User},
+    state::Applied,
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    chat::event::Encoder,
+    client::{Connection, Encoded},
+    report::Report,
+    seat::{Played, Seat},
+};
+
+/// The seats of this node, and which of them are in which room.
+pub struct Seats {
+    node: NodeId,
+    queue_bytes_max: usize,
+    encoder: Encoder,
+    tables: Mutex<Tables>,
+}
+
+#[derive(Default)]
+struct Tables {
+    seats: HashMap<Sid, Place>,
+    by_user: HashMap<(Namespace, User), HashSet<Sid>>,
+    by_room: HashMap<(Namespace, Room), BTreeMap<Sid, Arc<Seat>>>,
+}
+
+/// A seat and why it is in its rooms: as one of its user's sessions, or for itself.
+struct Place {
+    seat: Arc<Seat>,
+    member_of: HashSet<Room>,
+    entered: HashSet<Room>,
+}
+
+impl Seats {
+    pub fn new(node: NodeId, queue_bytes_max: usize, encoder: Encoder) -> Self {
+        Self { node, queue_bytes_max, encoder, tables: Mutex::default() }
+    }
+
+    /// The seat of this generation, if it is on this node.
+    pub fn get(&self, holder: &Holder) -> Option<Arc<Seat>> {
+        let tables = self.lock();
+        let place = tables.seats.get(&holder.sid)?;
+        (place.seat.holder.generation == holder.generation).then(|| place.seat.clone())
+    }
+
+    pub fn all(&self) -> Vec<Arc<Seat>> {
+        self.lock().seats.values().map(|place| place.seat.clone()).collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.lock().seats.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rooms of a seat at the played position.
+    pub fn rooms(&self, holder: &Holder) -> HashSet<Room> {
+        let tables = self.lock();
+        let place = tables.seats.get(&holder.sid).filter(|place| place.seat.holder == *holder);
+        place.map(|place| place.member_of.union(&place.entered).cloned().collect()).unwrap_or_default()
+    }
+
+    /// Hands what may be lost to the room's seats on this node, one of them excepted.
+    pub fn volatile(&self, ns: &Namespace, room: &Room, except: Option<&Sid>, event: &Encoded) {
+        for seat in self.in_room(ns, room) {
+            if Some(&seat.holder.sid) != except {
+                seat.volatile(event);
+            }
+        }
+    }
+
+    fn in_room(&self, ns: &Namespace, room: &Room) -> Vec<Arc<Seat>> {
+        let tables = self.lock();
+        let seats = tables.by_room.get(&(ns.clone(), room.clone()));
+        seats.map(|seats| seats.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Lets every seat go, and with each its connection.
+    pub fn let_all_go(&self) {
+        let tables = std::mem::take(&mut *self.lock());
+        for place in tables.seats.into_values() {
+            place.seat.let_go();
+        }
+    }
+
+    fn play(&self, position: Position, effect: Effect) {
+        match effect {
+            Effect::Seated(attached) if attached.node == self.node => self.seat(position, attached),
+            Effect::Seated(_) => {}
+            Effect::Unseated { holder, why } => self.unseat(&holder, why),
+            Effect::Member { ns, user, room, joined } => self.member(&ns, &user, &room, joined),
+            Effect::Entered { sid, ns, room, entered } => self.entered(&sid, &ns, &room, entered),
+            Effect::Entry { ns, room, entry } => self.entry(&ns, &room, &entry),
+            // Another node's end concerns nobody here; this node's own is the player's business.
+            Effect::Down { .. } => {}
+        }
+    }
+
+    fn seat(&self, seam: Position, attached: Attached) {
+        let Attached { holder, ns, user, rooms, entered, .. } = attached;
+        let mut all: Vec<Room> = rooms.iter().chain(&entered).cloned().collect();
+        all.sort_unstable();
+        all.dedup();
+        let seat = Arc::new(Seat::new(holder, ns.clone(), user.clone(), seam, all.clone(), self.queue_bytes_max));
+        let sid = seat.holder.sid.clone();
+        let mut tables = self.lock();
+        for room in all {
+            tables.by_room.entry((ns.clone(), room)).or_default().insert(sid.clone(), seat.clone());
+        }
+        tables.by_user.entry((ns, user)).or_default().insert(sid.clone());
+        let place = Place { seat, member_of: rooms.into_iter().collect(), entered: entered.into_iter().collect() };
+        tables.seats.insert(sid, place);
+    }
+
+    fn unseat(&self, holder: &Holder, why: Unseated) {
+        let mut tables = self.lock();
+        if tables.seats.get(&holder.sid).is_none_or(|place| place.seat.holder != *holder) {
+            return;
+        }
+        let Some(place) = tables.remove(&holder.sid) else { return };
+        drop(tables);
+        match why {
+            // The client ended this one namespace; others on the connection go on.
+            Unseated::Closed => place.seat.vacate(),
+            _ => place.seat.let_go(),
+        }
+    }
+
+    fn member(&self, ns: &Namespace, user: &User, room: &Room, joined: bool) {
+        let mut tables = self.lock();
+        let sids = tables.by_user.get(&(ns.clone(), user.clone())).cloned().unwrap_or_default();
+        for sid in sids {
+            let Some(place) = tables.seats.get_mut(&sid) else { continue };
+            if joined {
+                place.member_of.insert(room.clone())
+            } else {
+                place.member_of.remove(room)
+            };
+            tables.settle(&sid, ns, room);
+        }
+    }
+
+    fn entered(&self, sid: &Sid, ns: &Namespace, room: &Room, entered: bool) {
+        let mut tables = self.lock();
+        let Some(place) = tables.seats.get_mut(sid) else { return };
+        if entered {
+            place.entered.insert(room.clone())
+        } else {
+            place.entered.remove(room)
+        };
+        tables.settle(sid, ns, room);
+    }
+
+    fn entry(&self, ns: &Namespace, room: &Room, entry: &RoomEntry) {
+        let seats = self.in_room(ns, room);
+        if seats.is_empty() {
+            return;
+        }
+        // Encoded once for all of them.
+        let played: Played = self.encoder.played(room, entry);
+        for seat in seats {
+            // A seat that cannot take it has let itself go; the reaper reports its loss.
+            _ = seat.event(&played);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Seats whose connection has ended, or that nobody took in time.
+    pub fn abandoned(&self, patience: std::time::Duration) -> Vec<Arc<Seat>> {
+        let late = |seat: &Seat| seat.is_free() && seat.made.elapsed() >= patience;
+        self.all().into_iter().filter(|seat| seat.is_cut_off() || late(seat)).collect()
+    }
+
+    /// The connections that seats are on, each once.
+    pub fn connections(&self) -> Vec<(Connection, Vec<Arc<Seat>>)> {
+        let mut found: Vec<(Connection, Vec<Arc<Seat>>)> = Vec::new();
+        for seat in self.all() {
+            let Some(connection) = seat.connection_handle() else { continue };
+            match found.iter_mut().find(|(known, _)| known.same(&connection)) {
+                Some((_, seats)) => seats.push(seat),
+                None => found.push((connection, vec![seat])),
+            }
+        }
+        found
+    }
+}
+
+impl Tables {
+    fn remove(&mut self, sid: &Sid) -> Option<Place> {
+        let place = self.seats.remove(sid)?;
+        let Seat { ns, user, .. } = &*place.seat;
+        for room in place.member_of.union(&place.entered) {
+            self.take_out(sid, ns, room);
+        }
+        let key = (ns.clone(), user.clone());
+        if let Some(sids) = self.by_user.get_mut(&key) {
+            sids.remove(sid);
+            if sids.is_empty() {
+                self.by_user.remove(&key);
+            }
+        }
+        Some(place)
+    }
+
+    /// Makes the room's table say what the place says.
+    fn settle(&mut self, sid: &Sid, ns: &Namespace, room: &Room) {
+        let Some(place) = self.seats.get(sid) else { return };
+        if place.member_of.contains(room) || place.entered.contains(room) {
+            let seat = place.seat.clone();
+            self.by_room.entry((ns.clone(), room.clone())).or_default().insert(sid.clone(), seat);
+        } else {
+            self.take_out(sid, ns, room);
+        }
+    }
+
+    fn take_out(&mut self, sid: &Sid, ns: &Namespace, room: &Room) {
+        let key = (ns.clone(), room.clone());
+        if let Some(seats) = self.by_room.get_mut(&key) {
+            seats.remove(sid);
+            if seats.is_empty() {
+                self.by_room.remove(&key);
+            }
+        }
+    }
+}
+
+/// Works the feed off until the store closes it.
+pub async fn play(mut feed: mpsc::Receiver<Play>, seats: Arc<Seats>, report: Arc<Report>) {
+    while let Some(play) = feed.recv().await {
+        match play {
+            Play::Commands(commands) => {
+                for (applied, ticket) in commands {
+                    play_one(&seats, &report, applied, ticket);
+                }
+            }
+            Play::Installed => {
+                tracing::warn!("the state jumped over entries: letting all clients go, they recover");
+                seats.let_all_go();
+            }
+        }
+    }
+}
+
+fn play_one(seats: &Seats, report: &Report, mut applied: Applied, ticket: Ticket) {
+    for effect in std::mem::take(&mut applied.effects) {
+        report.note(&applied, &effect);
+        if let Effect::Down { node, incarnation } = &effect
+            && *node == seats.node
+        {
+            tracing::warn!(incarnation, "this node's incarnation is over: letting its clients go, they recover");
+            seats.let_all_go();
+        }
+        seats.play(applied.position, effect);
+    }
+    ticket.answer(Ok(&applied));
+}

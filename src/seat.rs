@@ -1,0 +1,279 @@
+//! A seat: the place of one attached session on this node, between the player and its socket.
+//!
+//! The player makes a seat when it comes to an `open` or `resume` of this node, and writes to it from the next position
+//! on. What always holds:
+//! - Packets go to the socket in the order in which they came to the seat: while there is no socket yet, and while the
+//!   replay is being written, they wait in the seat's queue.
+//! - A seat that could not take a packet takes no other, acks included, and its connection is cut: the client recovers
+//!   from its last offset, and nothing ever follows a gap.
+//! - A seat that was let go never comes back; a late word to it changes nothing.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use moim_raft::command::{Holder, Namespace, Position, Room, User};
+use serde_json::value::RawValue;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::client::{Ack, Connection, Encoded, Outlet};
+
+/// Packets that may wait for a socket beside the bound in bytes; past either the seat is let go.
+const WAITING_MAX: usize = 16_384;
+/// Commands of one socket that are on their way through the log at once; further ones wait in its queue.
+const COMMANDS_MAX: u32 = 512;
+/// Packets that the taker of a seat moves to the socket between two looks at what the stream has sent.
+const MOVED_AT_ONCE: usize = 64;
+
+/// One packet on its way to a socket.
+enum Packet {
+    /// The second encoding is for clients that switched recovery off: without the offset.
+    Event(Played),
+    Ack(Ack, Box<RawValue>),
+}
+
+/// An event of the log as it is written to sockets: with the offset as its last argument, and without.
+#[derive(Clone)]
+pub struct Played {
+    pub with_offset: Encoded,
+    pub plain: Encoded,
+}
+
+enum Stage {
+    /// No socket yet, or its replay is still being written.
+    Waiting {
+        queue: VecDeque<Packet>,
+        bytes: usize,
+        taken: bool,
+    },
+    Live(Outlet),
+    Gone,
+}
+
+/// The place of one attached session on this node.
+pub struct Seat {
+    pub holder: Holder,
+    pub ns: Namespace,
+    pub user: User,
+    /// Where it was attached: what lies at or below is replayed, what lies above is played.
+    pub seam: Position,
+    /// The rooms at the seam, for `ready`.
+    pub rooms: Vec<Room>,
+    pub made: Instant,
+    queue_bytes_max: usize,
+    stage: Mutex<Stage>,
+    connection: Mutex<Option<Connection>>,
+    recovery: AtomicBool,
+    /// One permit for each command on its way.
+    commands: Arc<Semaphore>,
+}
+
+/// A seat was let go; its connection is cut or will be.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Gone;
+
+impl Seat {
+    pub fn new(
+        holder: Holder,
+        ns: Namespace,
+        user: User,
+        seam: Position,
+        rooms: Vec<Room>,
+        queue_bytes_max: usize,
+    ) -> Self {
+        let stage = Stage::Waiting { queue: VecDeque::new(), bytes: 0, taken: false };
+        Self {
+            holder,
+            ns,
+            user,
+            seam,
+            rooms,
+            made: Instant::now(),
+            queue_bytes_max,
+            stage: Mutex::new(stage),
+            connection: Mutex::new(None),
+            recovery: true.into(),
+            commands: Arc::new(Semaphore::new(COMMANDS_MAX as usize)),
+        }
+    }
+
+    /// Names the connection that the session came on, so that it can be cut with the seat, and whether the client wants
+    /// offsets.
+    pub fn reserve(&self, connection: &Connection, recovery: bool) {
+        self.recovery.store(recovery, Ordering::Relaxed);
+        *self.connection() = Some(connection.clone());
+        if matches!(*self.lock(), Stage::Gone) {
+            connection.cut();
+        }
+    }
+
+    /// Writes an event of the log.
+    pub fn event(&self, event: &Played) -> Result<(), Gone> {
+        self.write(Packet::Event(event.clone()))
+    }
+
+    /// Writes the answer to a request.
+    pub fn ack(&self, ack: Ack, answer: Box<RawValue>) -> Result<(), Gone> {
+        self.write(Packet::Ack(ack, answer))
+    }
+
+    /// Hands over what may be lost; a seat without a socket loses it.
+    pub fn volatile(&self, event: &Encoded) {
+        if let Stage::Live(outlet) = &*self.lock() {
+            outlet.volatile(event);
+        }
+    }
+
+    fn write(&self, packet: Packet) -> Result<(), Gone> {
+        let mut stage = self.lock();
+        let written = match &mut *stage {
+            Stage::Gone => return Err(Gone),
+            Stage::Live(outlet) => self.pass(outlet, packet),
+            Stage::Waiting { queue, bytes, .. } => {
+                *bytes += self.size(&packet);
+                queue.push_back(packet);
+                let fits = *bytes <= self.queue_bytes_max && queue.len() <= WAITING_MAX;
+                fits.then_some(()).ok_or(Gone)
+            }
+        };
+        if written.is_err() {
+            self.leave(stage);
+        }
+        written
+    }
+
+    fn pass(&self, outlet: &Outlet, packet: Packet) -> Result<(), Gone> {
+        let done = match packet {
+            Packet::Event(event) if self.wants_offsets() => outlet.event(&event.with_offset),
+            Packet::Event(event) => outlet.event(&event.plain),
+            Packet::Ack(ack, answer) => outlet.ack(ack, &answer),
+        };
+        done.map_err(|_| Gone)
+    }
+
+    fn size(&self, packet: &Packet) -> usize {
+        match packet {
+            Packet::Event(event) => event.with_offset.bytes(self.ns.as_str()),
+            Packet::Ack(_, answer) => answer.get().len() + 32,
+        }
+    }
+
+    fn wants_offsets(&self) -> bool {
+        self.recovery.load(Ordering::Relaxed)
+    }
+
+    /// Gives the seat its socket: writes `ready`, then the replay, then what has come meanwhile, each paced by what the
+    /// stream has sent; then the seat is live. Once only.
+    pub async fn take(&self, outlet: Outlet, ready: &Encoded, replay: Vec<Played>) -> Result<(), Gone> {
+        if !self.mark_taken() {
+            return Err(Gone);
+        }
+        let half = self.queue_bytes_max / 2;
+        let mut done = outlet.event(ready).map_err(|_| Gone);
+        for chunk in replay.chunks(MOVED_AT_ONCE) {
+            for event in chunk {
+                done = done.and_then(|()| self.pass(&outlet, Packet::Event(event.clone())));
+            }
+            outlet.connection().drained(half).await;
+        }
+        if done.is_err() {
+            self.let_go();
+            return Err(Gone);
+        }
+        self.go_live(outlet, half).await
+    }
+
+    async fn go_live(&self, outlet: Outlet, half: usize) -> Result<(), Gone> {
+        loop {
+            {
+                let mut stage = self.lock();
+                let Stage::Waiting { queue, bytes, .. } = &mut *stage else { return Err(Gone) };
+                for _ in 0..MOVED_AT_ONCE {
+                    let Some(packet) = queue.pop_front() else { break };
+                    *bytes -= self.size(&packet).min(*bytes);
+                    if self.pass(&outlet, packet).is_err() {
+                        self.leave(stage);
+                        return Err(Gone);
+                    }
+                }
+                if queue.is_empty() {
+                    *stage = Stage::Live(outlet);
+                    return Ok(());
+                }
+            }
+            outlet.connection().drained(half).await;
+        }
+    }
+
+    fn mark_taken(&self) -> bool {
+        match &mut *self.lock() {
+            Stage::Waiting { taken, .. } => !std::mem::replace(taken, true),
+            _ => false,
+        }
+    }
+
+    /// Held by a command from its proposal to its ack.
+    pub async fn begin_command(&self) -> OwnedSemaphorePermit {
+        self.commands.clone().acquire_owned().await.expect("this semaphore is never closed")
+    }
+
+    /// Waits until every command of this seat was answered. No other begins while the guard lives.
+    pub async fn quiet(&self) -> OwnedSemaphorePermit {
+        self.commands.clone().acquire_many_owned(COMMANDS_MAX).await.expect("this semaphore is never closed")
+    }
+
+    /// Writes what is no entry of the log and must not be lost without need.
+    pub fn notice(&self, event: &Encoded) {
+        if let Stage::Live(outlet) = &*self.lock() {
+            // A socket that cannot take it is closed anyhow.
+            _ = outlet.event(event);
+        }
+    }
+
+    /// Ends the seat and its connection.
+    pub fn let_go(&self) {
+        self.leave(self.lock());
+    }
+
+    /// Ends the seat and leaves the connection to the other namespaces on it.
+    pub fn vacate(&self) {
+        *self.lock() = Stage::Gone;
+    }
+
+    fn leave(&self, mut stage: MutexGuard<'_, Stage>) {
+        *stage = Stage::Gone;
+        drop(stage);
+        if let Some(connection) = &*self.connection() {
+            connection.cut();
+        }
+    }
+
+    /// True until somebody took it.
+    pub fn is_free(&self) -> bool {
+        matches!(&*self.lock(), Stage::Waiting { taken: false, .. })
+    }
+
+    /// True when its connection has ended, whatever socketioxide says of it.
+    pub fn is_cut_off(&self) -> bool {
+        self.connection().as_ref().is_some_and(Connection::is_closed)
+    }
+
+    /// The connection that it writes to, once it is known.
+    pub fn connection_handle(&self) -> Option<Connection> {
+        self.connection().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stage> {
+        // What is guarded is whole between any two statements.
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
