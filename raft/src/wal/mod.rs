@@ -23,10 +23,15 @@
 //!    segment, at [`Wal::close`], at opening, and [`Options::mark_every`] while groups are written. A log that is shorter
 //!    refuses, and so does one whose last segment is gone.
 //!
-//! What is *not* found: damage to the last group that was ever written, if the process then ended without
-//! [`Wal::close`] before the mark followed (within [`Options::mark_every`]). It looks like a torn write, and is dropped as
-//! one, although that group may have been acknowledged. A disk that loses what it has synced, in other words, is
-//! believed about its last group for that long; to be sure there as well would cost a second sync a group.
+//! What is *not* found, if the process ended without [`Wal::close`], for the time that the mark may lag
+//! ([`Options::mark_every`], one second):
+//!
+//! * damage to the last group that was ever written: it looks like a write that a crash has torn, and is dropped as one;
+//! * groups after the mark of which no byte is left, because the file was cut or its end zeroed: it looks like a log that
+//!   was never longer.
+//!
+//! Either takes a disk that loses what it said it had synced, or a hand in the folder. After [`Wal::close`], and for all
+//! that is older than the mark, both refuse.
 //!
 //! A header has its own checksum, and it covers the place that the record was written for: a damaged length cannot swallow
 //! what follows, and old bytes in a tail are never taken for a record.
