@@ -45,7 +45,7 @@ pub fn id(term: u64, index: u64) -> LogId {
 
 /// An entry whose payload says where it belongs; every third one is long.
 pub fn entry(term: u64, index: u64) -> Entry {
-    let text = format!("{term}/{index} ").repeat(if index % 3 == 0 { 12 } else { 1 });
+    let text = format!("{term}/{index} ").repeat(if index.is_multiple_of(3) { 12 } else { 1 });
     let payload = WirePayload::Normal(Bytes::from(text));
     WireEntry { id: WireLogId { term, node: 1, index }, payload }.try_into().unwrap()
 }
@@ -123,7 +123,9 @@ impl Rig {
 
     /// Entries from `next` on go. Acknowledged by whatever is written next.
     pub async fn truncate(&mut self, next: u64) {
-        let last = next.checked_sub(1).map(|index| id(self.written.entries.0[&index].0, index));
+        let written = &self.written;
+        let at = |index| written.entries.0.get(&index).map(|(term, _)| id(*term, index)).or(written.purged);
+        let last = next.checked_sub(1).and_then(at);
         self.log.truncate_after(last).await.unwrap();
         self.written.entries.0.split_off(&next);
     }
