@@ -200,7 +200,7 @@ async fn zeros_garbage_and_old_records_in_the_unsynced_tail_open() {
         let whole = image.last_bytes();
         let older = fs::read(&image.segments[0]).unwrap();
         let noise: Vec<u8> = (0..6000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-        let mut half = whole[48..90].to_vec();
+        let mut half = whole[56..98].to_vec();
         half.extend([0; 512]);
         for (case, tail) in [
             ("zeros", &vec![0; 5000]),
@@ -213,6 +213,28 @@ async fn zeros_garbage_and_old_records_in_the_unsynced_tail_open() {
             assert_eq!(image.with(image.last(), Some(&bytes)).await.unwrap(), image.written, "{case}");
         }
     }
+}
+
+/// A disk that held this log before, in the same blocks, can show them in the tail after a power cut.
+#[tokio::test]
+async fn records_of_an_earlier_log_at_the_same_place_are_not_its_own() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    // Read while they are open, so that both consist of the same groups.
+    let rigs = dirs.each_ref().map(|dir| Rig::new(open(dir.path(), options(1 << 20)).unwrap()));
+    let [mut earlier, mut now] = rigs;
+    for index in 0..9 {
+        earlier.append(1, index..index + 1).await;
+        if index < 4 {
+            now.append(1, index..index + 1).await;
+        }
+    }
+    let [earlier_file, file] = dirs.each_ref().map(|dir| segments(dir.path()).remove(0));
+    let bytes = fs::read(&file).unwrap();
+    let tail = fs::read(earlier_file).unwrap().split_off(bytes.len());
+    let image = tempfile::tempdir().unwrap();
+    fs::copy(dirs[1].path().join("mark"), image.path().join("mark")).unwrap();
+    fs::write(image.path().join(file.file_name().unwrap()), [bytes, tail].concat()).unwrap();
+    assert_eq!(Written::of(&open(image.path(), options(1 << 20)).unwrap()).await, now.written);
 }
 
 #[tokio::test]

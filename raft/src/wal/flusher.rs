@@ -37,6 +37,7 @@ pub struct Flusher {
     mark: Mark,
     marked: Instant,
     state: State,
+    header: Header,
     file: File,
     /// Where the next record goes. All before it is synced.
     end: Place,
@@ -58,13 +59,26 @@ impl Flusher {
     ) -> io::Result<Self> {
         let Recovered { mut mark, mut state, open, end } = recovered;
         mark.set(end)?;
-        let (file, end) = match open {
-            Some(file) => (file, end),
+        let (header, file, end) = match open {
+            Some((header, file)) => (header, file, end),
             None => begin_segment(&dir, &mut mark, &mut state, end)?,
         };
         bytes.store(state.bytes(), Ordering::Relaxed);
         let marked = Instant::now();
-        Ok(Self { dir, options, mark, marked, state, file, end, committed: None, buffer: Vec::new(), bytes, failure })
+        Ok(Self {
+            dir,
+            options,
+            mark,
+            marked,
+            state,
+            header,
+            file,
+            end,
+            committed: None,
+            buffer: Vec::new(),
+            bytes,
+            failure,
+        })
     }
 
     /// Works until the queue is closed and empty.
@@ -122,10 +136,10 @@ impl Flusher {
             return Ok(());
         }
         if self.end.offset >= self.options.segment_bytes {
-            (self.file, self.end) = begin_segment(&self.dir, &mut self.mark, &mut self.state, self.end)?;
+            (self.header, self.file, self.end) = begin_segment(&self.dir, &mut self.mark, &mut self.state, self.end)?;
         }
         self.buffer.clear();
-        record::frame_group(&mut self.buffer, self.end);
+        record::frame_group(&mut self.buffer, self.header.spot(self.end.offset));
         records.into_iter().try_for_each(|record| self.add(record))?;
         if let Some(committed) = self.committed.take() {
             self.add(&committed)?;
@@ -138,7 +152,7 @@ impl Flusher {
 
     fn add(&mut self, record: &Record) -> io::Result<()> {
         self.state.apply(record)?;
-        record.frame(&mut self.buffer, self.end);
+        record.frame(&mut self.buffer, self.header.spot(self.end.offset));
         Ok(())
     }
 
@@ -175,15 +189,15 @@ impl Drop for Flusher {
 
 /// Makes the segment after the one that ends at `end`, which is synced. The mark moves to the very end of the old one
 /// first and to the new one before its first group, so neither can go missing unnoticed.
-fn begin_segment(dir: &Path, mark: &mut Mark, state: &mut State, end: Place) -> io::Result<(File, Place)> {
+fn begin_segment(dir: &Path, mark: &mut Mark, state: &mut State, end: Place) -> io::Result<(Header, File, Place)> {
     mark.set(end)?;
     if let Some(old) = state.segments.back_mut() {
         old.bytes = end.offset;
     }
-    let header = Header { number: end.segment + 1, before: end.offset, span: state.span };
-    let (file, offset) = segment::create(dir, header, &state.carry)?;
+    let header = Header::after(end, state.span);
+    let (file, offset) = segment::create(dir, &header, &state.carry)?;
     state.begin(header.number);
     let end = Place { segment: header.number, offset };
     mark.set(end)?;
-    Ok((file, end))
+    Ok((header, file, end))
 }

@@ -33,8 +33,8 @@
 //! Either takes a disk that loses what it said it had synced, or a hand in the folder. After [`Wal::close`], and for all
 //! that is older than the mark, both refuse.
 //!
-//! A header has its own checksum, and it covers the place that the record was written for: a damaged length cannot swallow
-//! what follows, and old bytes in a tail are never taken for a record.
+//! A record's header has its own checksum, and it covers where the record was written: a damaged length cannot swallow what
+//! follows, and old bytes in a tail are never taken for a record.
 
 mod flusher;
 mod mark;

@@ -1,12 +1,12 @@
 //! Records, and the frame that each one sits in.
 //!
 //! ```text
-//! [u32 length of body][u8 kind][u32 crc32 of body][u32 crc32 of segment, offset and these nine bytes][body]
+//! [u32 length of body][u8 kind][u32 crc32 of body][u32 crc32 of salt, offset and these nine bytes][body]
 //! ```
 //!
 //! Integers are big-endian. The header has a checksum of its own, so a damaged length is damage and not a long record.
-//! It covers the place that the record was written for: bytes of another segment, or of another offset, that a file
-//! system leaves in a tail after a power cut are never taken for a record.
+//! It covers where the record was written, the random salt of its file and the offset: what a file system leaves in a tail
+//! after a power cut, or a client puts into a message, is never taken for a record.
 
 use std::fmt;
 
@@ -53,7 +53,7 @@ impl Record {
     }
 
     /// Appends its frame to `out`, the bytes that will be written at `start`.
-    pub fn frame(&self, out: &mut Vec<u8>, start: Place) {
+    pub fn frame(&self, out: &mut Vec<u8>, start: Spot) {
         match self {
             Self::Entry { index, body } => frame(out, start, ENTRY, &index.to_be_bytes(), body),
             Self::Vote(body) => frame(out, start, VOTE, body, &[]),
@@ -81,6 +81,19 @@ impl Record {
     }
 }
 
+/// Where a record is written: the salt of its file, and the offset there.
+#[derive(Clone, Copy, Debug)]
+pub struct Spot {
+    pub salt: u64,
+    pub offset: u64,
+}
+
+impl Spot {
+    pub fn plus(self, bytes: usize) -> Self {
+        Self { offset: self.offset + bytes as u64, ..self }
+    }
+}
+
 /// A byte of the log: the number of a segment and an offset in its file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
@@ -95,13 +108,13 @@ impl fmt::Display for Place {
 }
 
 /// Appends the empty record that a group starts with.
-pub fn frame_group(out: &mut Vec<u8>, start: Place) {
+pub fn frame_group(out: &mut Vec<u8>, start: Spot) {
     frame(out, start, GROUP, &[], &[]);
 }
 
 /// `out` holds what will be written from `start` on, so its length says where this record will lie.
-fn frame(out: &mut Vec<u8>, start: Place, kind: u8, head: &[u8], body: &[u8]) {
-    let place = Place { offset: start.offset + out.len() as u64, ..start };
+fn frame(out: &mut Vec<u8>, start: Spot, kind: u8, head: &[u8], body: &[u8]) {
+    let spot = start.plus(out.len());
     let mut crc = crc32fast::Hasher::new();
     crc.update(head);
     crc.update(body);
@@ -110,46 +123,46 @@ fn frame(out: &mut Vec<u8>, start: Place, kind: u8, head: &[u8], body: &[u8]) {
     header[4] = kind;
     header[5..].copy_from_slice(&crc.finalize().to_be_bytes());
     out.extend(header);
-    out.extend(header_crc(place, &header).to_be_bytes());
+    out.extend(header_crc(spot, &header).to_be_bytes());
     out.extend(head);
     out.extend(body);
 }
 
-fn header_crc(place: Place, header: &[u8]) -> u32 {
+fn header_crc(spot: Spot, header: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
-    crc.update(&place.segment.to_be_bytes());
-    crc.update(&place.offset.to_be_bytes());
+    crc.update(&spot.salt.to_be_bytes());
+    crc.update(&spot.offset.to_be_bytes());
     crc.update(header);
     crc.finalize()
 }
 
-/// Kind and body of the frame that `bytes` start with, or `None` if no whole one was written for `place`.
-pub fn parse(bytes: &[u8], place: Place) -> Option<(u8, &[u8])> {
+/// Kind and body of the frame that `bytes` start with, or `None` if no whole one was written at `spot`.
+pub fn parse(bytes: &[u8], spot: Spot) -> Option<(u8, &[u8])> {
     let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>()?;
     let u32_at = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    if u32_at(9) != header_crc(place, &header[..9]) {
+    if u32_at(9) != header_crc(spot, &header[..9]) {
         return None;
     }
     let body = rest.get(..u32_at(0) as usize)?;
     (crc32fast::hash(body) == u32_at(5)).then_some((header[4], body))
 }
 
-/// Is there a group's first record in `bytes`, which start at `place`? The cheap test of five fixed bytes comes first.
-pub fn holds_group(bytes: &[u8], place: Place) -> bool {
-    bytes.windows(HEADER_BYTES).enumerate().any(|(at, header)| {
-        header[..5] == [0, 0, 0, 0, GROUP]
-            && parse(header, Place { offset: place.offset + at as u64, ..place }).is_some()
-    })
+/// Is there a group's first record in `bytes`, which start at `spot`? The cheap test of five fixed bytes comes first.
+pub fn holds_group(bytes: &[u8], spot: Spot) -> bool {
+    bytes
+        .windows(HEADER_BYTES)
+        .enumerate()
+        .any(|(at, header)| header[..5] == [0, 0, 0, 0, GROUP] && parse(header, spot.plus(at)).is_some())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PLACE: Place = Place { segment: 3, offset: 4711 };
+    const SPOT: Spot = Spot { salt: 3, offset: 4711 };
 
     #[test]
-    fn a_record_is_read_only_at_the_place_it_was_written_for() {
+    fn a_record_is_read_only_where_it_was_written() {
         let records = [
             Record::Entry { index: 7, body: b"body".to_vec() },
             Record::Vote(b"vote".to_vec()),
@@ -159,16 +172,16 @@ mod tests {
         ];
         for record in records {
             let mut out = Vec::new();
-            record.frame(&mut out, PLACE);
+            record.frame(&mut out, SPOT);
             assert_eq!(out.len(), record.bytes());
-            let (kind, body) = parse(&out, PLACE).unwrap();
+            let (kind, body) = parse(&out, SPOT).unwrap();
             assert_eq!(Record::read(kind, body).unwrap(), Some(record));
-            assert_eq!(parse(&out, Place { segment: 4, ..PLACE }), None);
-            assert_eq!(parse(&out, Place { offset: 4712, ..PLACE }), None);
+            assert_eq!(parse(&out, Spot { salt: 4, ..SPOT }), None);
+            assert_eq!(parse(&out, SPOT.plus(1)), None);
             for bit in 0..out.len() * 8 {
                 let mut damaged = out.clone();
                 damaged[bit / 8] ^= 1 << (bit % 8);
-                assert_eq!(parse(&damaged, PLACE), None, "bit {bit}");
+                assert_eq!(parse(&damaged, SPOT), None, "bit {bit}");
             }
         }
     }
@@ -176,10 +189,10 @@ mod tests {
     #[test]
     fn a_group_is_found_wherever_it_starts() {
         let mut out = Vec::new();
-        frame(&mut out, PLACE, VOTE, b"some vote", &[]);
-        assert!(!holds_group(&out, PLACE));
-        frame_group(&mut out, PLACE);
-        assert!(holds_group(&out, PLACE));
-        assert!(!holds_group(&out[1..], PLACE), "written for another place");
+        frame(&mut out, SPOT, VOTE, b"some vote", &[]);
+        assert!(!holds_group(&out, SPOT));
+        frame_group(&mut out, SPOT);
+        assert!(holds_group(&out, SPOT));
+        assert!(!holds_group(&out[1..], SPOT), "written elsewhere");
     }
 }

@@ -21,10 +21,10 @@ use crate::error::{Error, Result};
 pub struct Recovered {
     pub mark: Mark,
     pub state: State,
-    /// The last segment with its file, where the next record goes. `None` if there is no segment, or none to go on with
+    /// The last segment: its header, and its file, where the next record goes. `None` if there is no segment, or none to go on with
     /// because a crash tore its tail: then a new one has to be made. (Bytes of the old tail can come back after a power
     /// cut. They are never valid in another segment.)
-    pub open: Option<File>,
+    pub open: Option<(Header, File)>,
     pub end: Place,
 }
 
@@ -52,24 +52,24 @@ pub fn recover(dir: &Path, mut visit: impl FnMut(Record) -> Result<()>) -> Resul
 
     let mut state = None;
     let mut end = Place::default();
-    let mut torn = false;
+    let mut open = None;
     for number in run {
         let bytes = read(dir, number)?;
         let Some(header) = Header::decode(&bytes, number)? else {
             return refuse(dir, format!("the header of segment {number} is damaged"));
         };
         let state = state.get_or_insert_with(|| State::from_span(header.span));
-        check_follows(dir, end, header, state)?;
+        check_follows(dir, end, &header, state)?;
         state.begin(number);
-        let offset = segment::scan(&bytes, number, dir, |record| {
+        let offset = segment::scan(&bytes, &header, dir, |record| {
             state.apply(&record)?;
             visit(record)
         })?;
         end = Place { segment: number, offset: offset as u64 };
-        torn = offset < bytes.len();
+        open = (offset == bytes.len()).then_some(header);
         if number == last {
-            check_tail(dir, &bytes[offset..], end, mark.at())?;
-        } else if torn {
+            check_tail(dir, &bytes[offset..], &header, end, mark.at())?;
+        } else if open.is_none() {
             return refuse(dir, format!("{end} is damaged"));
         }
         state.segments.back_mut().expect("begun above").bytes = end.offset;
@@ -83,7 +83,7 @@ pub fn recover(dir: &Path, mut visit: impl FnMut(Record) -> Result<()>) -> Resul
     }
     let file = settle(dir, end).map_err(|e| Error::fatal(format!("cannot settle {end}: {e}")))?;
     remove(dir, &numbers)?;
-    Ok(Recovered { mark, state, open: (!torn).then_some(file), end })
+    Ok(Recovered { mark, state, open: open.map(|header| (header, file)), end })
 }
 
 fn list(dir: &Path) -> Result<Vec<u64>> {
@@ -113,7 +113,7 @@ fn newest_run(numbers: &[u64]) -> usize {
 }
 
 /// `end` is where the segment before was found to end; segment 0 if it was not read.
-fn check_follows(dir: &Path, end: Place, header: Header, state: &State) -> Result<()> {
+fn check_follows(dir: &Path, end: Place, header: &Header, state: &State) -> Result<()> {
     if end.segment != 0 && end.offset != header.before {
         return refuse(dir, format!("it ends at {end}, but {} bytes were synced there", header.before));
     }
@@ -124,11 +124,11 @@ fn check_follows(dir: &Path, end: Place, header: Header, state: &State) -> Resul
 }
 
 /// `tail` is what follows the last whole record, which ends at `end`.
-fn check_tail(dir: &Path, tail: &[u8], end: Place, mark: Place) -> Result<()> {
+fn check_tail(dir: &Path, tail: &[u8], header: &Header, end: Place, mark: Place) -> Result<()> {
     if end < mark {
         return refuse(dir, format!("it is whole only to {end}, but it was synced to {mark}"));
     }
-    if record::holds_group(tail, end) {
+    if record::holds_group(tail, header.spot(end.offset)) {
         return refuse(dir, format!("{end} is damaged, and later records say that it was synced"));
     }
     if !tail.is_empty() {

@@ -1,21 +1,23 @@
 //! Files of a log: their names, their headers, and how one is read from end to end.
 //!
 //! ```text
-//! [8 bytes "moim-wal"][u32 format][u64 number][u64 end of the segment before][u64 first][u64 next][u32 crc32 of these]
+//! [8 bytes "moim-wal"][u32 format][u64 number][u64 end of the segment before][u64 first][u64 next][u64 salt]
+//! [u32 crc32 of these]
 //! ```
 //!
 //! Integers are big-endian. Numbers count from 1 without a gap. `first..next` are the indexes that the log held when
-//! the segment was made, so that a missing earlier file shows.
+//! the segment was made, so that a missing earlier file shows. The salt is random: see [`super::record`].
 
 use std::{
     fs::{self, File, OpenOptions},
+    hash::{BuildHasher, RandomState},
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
 use super::{
-    record::{self, Place, Record},
+    record::{self, Place, Record, Spot},
     refuse,
     state::{Carry, Span},
 };
@@ -24,7 +26,7 @@ use crate::error::{Error, Result};
 const MAGIC: &[u8; 8] = b"moim-wal";
 const FORMAT: u32 = 1;
 /// Bytes of a segment's header.
-pub const HEADER_BYTES: usize = 48;
+pub const HEADER_BYTES: usize = 56;
 
 /// What a segment says about itself and its predecessor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +35,27 @@ pub struct Header {
     /// Bytes of the segment before this one, all of them synced; 0 for the first ever.
     pub before: u64,
     pub span: Span,
+    pub salt: u64,
 }
 
 impl Header {
+    /// Of a segment that follows the place `end`.
+    pub fn after(end: Place, span: Span) -> Self {
+        // The hasher's keys are the standard library's random numbers.
+        let salt = RandomState::new().hash_one(end.segment);
+        Self { number: end.segment + 1, before: end.offset, span, salt }
+    }
+
+    /// Where a record at `offset` of this segment is written.
+    pub fn spot(&self, offset: u64) -> Spot {
+        Spot { salt: self.salt, offset }
+    }
+
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::from(MAGIC);
         out.extend(FORMAT.to_be_bytes());
-        [self.number, self.before, self.span.first, self.span.next].iter().for_each(|n| out.extend(n.to_be_bytes()));
+        let numbers = [self.number, self.before, self.span.first, self.span.next, self.salt];
+        numbers.iter().for_each(|number| out.extend(number.to_be_bytes()));
         out.extend(crc32fast::hash(&out).to_be_bytes());
         out
     }
@@ -49,13 +65,13 @@ impl Header {
         let Some((header, _)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return Ok(None) };
         let u32_at = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let u64_at = |at: usize| u64::from(u32_at(at)) << 32 | u64::from(u32_at(at + 4));
-        if !header.starts_with(MAGIC) || u32_at(44) != crc32fast::hash(&header[..44]) || u64_at(12) != number {
+        if !header.starts_with(MAGIC) || u32_at(52) != crc32fast::hash(&header[..52]) || u64_at(12) != number {
             return Ok(None);
         }
         match u32_at(8) {
             FORMAT => {
                 let span = Span { first: u64_at(28), next: u64_at(36) };
-                Ok(Some(Self { number, before: u64_at(20), span }))
+                Ok(Some(Self { number, before: u64_at(20), span, salt: u64_at(44) }))
             }
             other => {
                 Err(Error::refused(format!("segment {number} has format {other}, which only a later version knows")))
@@ -82,10 +98,9 @@ pub fn list(dir: &Path) -> io::Result<Vec<u64>> {
 
 /// Makes a segment: its header, then the state that must outlive its predecessors. File and folder are synced before
 /// it returns. Gives the file and its length.
-pub fn create(dir: &Path, header: Header, carry: &Carry) -> io::Result<(File, u64)> {
-    let start = Place { segment: header.number, offset: 0 };
+pub fn create(dir: &Path, header: &Header, carry: &Carry) -> io::Result<(File, u64)> {
     let mut bytes = header.encode();
-    carry.records().for_each(|record| record.frame(&mut bytes, start));
+    carry.records().for_each(|record| record.frame(&mut bytes, header.spot(0)));
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(path(dir, header.number))?;
     file.write_all_at(&bytes, 0)?;
     file.sync_all()?;
@@ -100,13 +115,12 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 
 /// Hands every record to `visit`, in order. Gives the offset where the next record would be: the length of the file, or
 /// where the first one lies that is not whole.
-pub fn scan(bytes: &[u8], number: u64, dir: &Path, mut visit: impl FnMut(Record) -> Result<()>) -> Result<usize> {
+pub fn scan(bytes: &[u8], header: &Header, dir: &Path, mut visit: impl FnMut(Record) -> Result<()>) -> Result<usize> {
     let mut offset = HEADER_BYTES;
-    while let Some((kind, body)) = record::parse(&bytes[offset..], Place { segment: number, offset: offset as u64 }) {
-        let place = Place { segment: number, offset: offset as u64 };
+    while let Some((kind, body)) = record::parse(&bytes[offset..], header.spot(offset as u64)) {
         let read = Record::read(kind, body).and_then(|record| record.map_or(Ok(()), &mut visit));
         if let Err(Error::Refused(why)) = read {
-            return refuse(dir, format!("{place}: {why}"));
+            return refuse(dir, format!("{}: {why}", Place { segment: header.number, offset: offset as u64 }));
         }
         read?;
         offset += record::HEADER_BYTES + body.len();
