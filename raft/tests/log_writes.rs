@@ -5,9 +5,9 @@ mod common;
 use std::{
     env,
     fs::File,
-    io,
+    io::{self, BufRead, BufReader},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -106,10 +106,10 @@ async fn a_closed_log_answers_late_writers() {
     assert!(outcome.unwrap_err().to_string().contains("closed"));
 }
 
-/// Run by the test below in a process of its own, whose files the kernel does not let grow.
+/// Run by the tests below in a process of its own: writes until it cannot.
 #[tokio::test]
-#[ignore = "needs a limited process"]
-async fn limited_child() {
+#[ignore = "a child of other tests"]
+async fn child_that_writes() {
     let Some(dir) = env::var_os("MOIM_TEST_DIR") else { return };
     let mut log = open(Path::new(&dir), options(1 << 20)).unwrap();
     for index in 0.. {
@@ -131,7 +131,7 @@ async fn limited_child() {
 async fn a_full_disk_stops_the_log_and_loses_nothing_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let child = Command::new("sh")
-        .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$0\" limited_child --exact --ignored --nocapture"])
+        .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$0\" child_that_writes --exact --ignored --nocapture"])
         .arg(env::current_exe().unwrap())
         .env("MOIM_TEST_DIR", dir.path())
         .output()
@@ -145,6 +145,24 @@ async fn a_full_disk_stops_the_log_and_loses_nothing_acknowledged() {
     let found = Written::of(&rig.log).await.entries.len() as u64;
     assert!(found >= acknowledged, "{found} of {acknowledged}");
     rig.append(2, found..found + 3).await;
+}
+
+#[tokio::test]
+async fn a_killed_process_loses_nothing_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args(["child_that_writes", "--exact", "--ignored", "--nocapture"])
+        .env("MOIM_TEST_DIR", dir.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+    let acknowledged = said.filter(|line| line.contains("acknowledged ")).take(300).count();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(acknowledged, 300);
+    let found = Written::of(&open(dir.path(), options(1 << 20)).unwrap()).await;
+    assert!(found.entries.len() >= acknowledged, "{}", found.entries.len());
 }
 
 /// Entries of an older term replace newer ones across the border of a segment, and stay readable, reopened as well.

@@ -20,7 +20,7 @@
 //!    such a record behind it was therefore synced once.
 //! 2. Each segment names the length of the one before it.
 //! 3. The *mark*, a file of its own, holds a place up to which the log was synced. It is moved and synced at each new
-//!    segment, at [`Wal::close`], at opening, and [`Options::mark_every`] while groups are written. A log that is shorter
+//!    segment, at [`Wal::close`], at opening, and at least every [`Options::mark_every`] behind a write. A log that is shorter
 //!    refuses, and so does one whose last segment is gone.
 //!
 //! What is *not* found, if the process ended without [`Wal::close`], for the time that the mark may lag

@@ -18,7 +18,6 @@ use std::{
 
 use super::{
     record::{self, Place, Record, Spot},
-    refuse,
     state::{Carry, Span},
 };
 use crate::error::{Error, Result};
@@ -120,10 +119,45 @@ pub fn scan(bytes: &[u8], header: &Header, dir: &Path, mut visit: impl FnMut(Rec
     while let Some((kind, body)) = record::parse(&bytes[offset..], header.spot(offset as u64)) {
         let read = Record::read(kind, body).and_then(|record| record.map_or(Ok(()), &mut visit));
         if let Err(Error::Refused(why)) = read {
-            return refuse(dir, format!("{}: {why}", Place { segment: header.number, offset: offset as u64 }));
+            let place = Place { segment: header.number, offset: offset as u64 };
+            return Err(Error::refused(format!(
+                "the log in {} is whole at {place}, but this version cannot take it: {why}. Start the version that wrote it",
+                dir.display()
+            )));
         }
         read?;
         offset += record::HEADER_BYTES + body.len();
     }
     Ok(offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_read_only_under_its_own_number_and_format() {
+        let header = Header::after(Place { segment: 6, offset: 812 }, Span { first: 3, next: 9 });
+        let mut bytes = header.encode();
+        assert_eq!(bytes.len(), HEADER_BYTES);
+        assert_eq!(Header::decode(&bytes, 7).unwrap(), Some(header));
+        assert_eq!(Header::decode(&bytes, 8).unwrap(), None);
+        assert_eq!(Header::decode(&bytes[1..], 7).unwrap(), None);
+        bytes[11] += 1;
+        assert_eq!(Header::decode(&bytes, 7).unwrap(), None, "damaged");
+        let crc = crc32fast::hash(&bytes[..52]).to_be_bytes();
+        bytes[52..].copy_from_slice(&crc);
+        assert!(Header::decode(&bytes, 7).is_err(), "of a later version");
+    }
+
+    #[test]
+    fn only_segments_are_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in
+            ["0000000000000012.wal", "0000000000000002.wal", "3.wal", "x.wal", "mark", "0000000000000004.wal.old"]
+        {
+            fs::write(dir.path().join(name), b"").unwrap();
+        }
+        assert_eq!(list(dir.path()).unwrap(), [2, 12]);
+    }
 }
