@@ -81,11 +81,16 @@ pub struct TestApp {
     /// Whether this node plays the leader that takes learners in.
     pub leads: AtomicBool,
     pub joined: Mutex<Vec<NodeId>>,
+    /// Whether it fails to answer `Form`, as a node does that stops in the middle.
+    pub deaf: AtomicBool,
 }
 
 impl App for TestApp {
     fn call(&self, from: Remote, request: CallRequest) -> BoxFuture<'_, Result<CallResponse>> {
         Box::pin(async move {
+            if self.deaf.load(Ordering::SeqCst) && matches!(request, CallRequest::Form { .. }) {
+                return Err(Error::unavailable("deaf"));
+            }
             if let Some(answer) = self.former.answer(&from, &request).await {
                 return Ok(answer);
             }
@@ -152,6 +157,7 @@ impl Node {
             bus: bus_in,
             leads: AtomicBool::new(false),
             joined: Mutex::default(),
+            deaf: AtomicBool::new(false),
         });
         let stop = CancellationToken::new();
         let task = tokio::spawn(serve(listener, Arc::clone(&local), raft.clone(), app.clone(), stop.clone()));
