@@ -27,8 +27,10 @@
 //!
 //! [`Identity::may_form`]: crate::identity::Identity::may_form
 
+mod decide;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -36,6 +38,7 @@ use std::{
 use futures_util::future::join_all;
 use tokio::{sync::watch, time::sleep};
 
+use self::decide::{Seen, Step, bound_text, decide};
 use crate::{
     error::{Error, Result},
     identity::{Belongs, ClusterId, Members, new_cluster_id},
@@ -64,22 +67,6 @@ pub struct Former {
     consensus: Arc<dyn Consensus>,
     expect: usize,
     waiting: watch::Sender<String>,
-}
-
-/// What one round of probing saw, this node not included.
-#[derive(Default)]
-struct Seen {
-    nodes: BTreeMap<NodeId, Probed>,
-    /// Why the other addresses gave nothing.
-    missing: Vec<String>,
-}
-
-/// What a round leads to.
-#[derive(Debug, PartialEq, Eq)]
-enum Step {
-    Join { cluster: ClusterId },
-    Propose { members: Members },
-    Wait(String),
 }
 
 impl Former {
@@ -330,75 +317,4 @@ impl Former {
 
 fn settled(cluster: ClusterId) -> Belongs {
     Belongs::Settled { cluster, founding: Vec::new() }
-}
-
-/// What to do with what was seen. Pure.
-fn decide(me: &Probed, seen: &Seen) -> Step {
-    let clusters: BTreeSet<&ClusterId> =
-        seen.nodes.values().filter(|node| node.formed).filter_map(|node| node.cluster.as_ref()).collect();
-    let mut clusters = clusters.into_iter();
-    match (clusters.next(), clusters.next()) {
-        (Some(one), Some(two)) => {
-            return Step::Wait(format!("the addresses given lead to two clusters, {one} and {two}: give those of one"));
-        }
-        (Some(cluster), None) if me.formed && me.cluster.as_ref() != Some(cluster) => {
-            return Step::Wait(format!(
-                "this node belongs to another cluster than {cluster}, which it was told to join"
-            ));
-        }
-        (Some(cluster), None) => return Step::Join { cluster: cluster.clone() },
-        (None, _) if me.formed => return Step::Wait(missing_text("a node of its cluster", seen)),
-        (None, _) => {}
-    }
-    if let Some(why) = &me.barred {
-        return Step::Wait(why.clone());
-    }
-    propose_or_wait(me, seen)
-}
-
-fn propose_or_wait(me: &Probed, seen: &Seen) -> Step {
-    let expect = me.expect as usize;
-    if let Some(other) = seen.nodes.values().find(|node| node.expect != me.expect) {
-        return Step::Wait(format!(
-            "{} expects {} nodes, this one {expect}: give all the same",
-            other.peer, other.expect
-        ));
-    }
-    if let Some((peer, why)) = seen.nodes.values().find_map(|node| Some((&node.peer, node.barred.as_ref()?))) {
-        return Step::Wait(format!("waiting for {peer}: {why}"));
-    }
-    let mut members: Members = seen.nodes.values().chain([me]).map(|node| (node.node, node.peer.clone())).collect();
-    members.sort_by_key(|(id, _)| *id);
-    let found = members.len();
-    if found < expect {
-        return Step::Wait(missing_text(&format!("{} of {expect} nodes", expect - found), seen));
-    }
-    // Those outside could be enough for a cluster of their own: then go on only when all are seen, for all pick the same.
-    let known = found + seen.missing.len();
-    if known >= 2 * expect && !seen.missing.is_empty() {
-        return Step::Wait(missing_text(&format!("all {known} nodes, since {expect} are no majority of them"), seen));
-    }
-    members.truncate(expect);
-    match &members[0] {
-        (id, _) if *id == me.node => Step::Propose { members },
-        (_, founder) => Step::Wait(format!("waiting for {founder} to form the cluster")),
-    }
-}
-
-fn missing_text(what: &str, seen: &Seen) -> String {
-    match seen.missing.join("; ") {
-        missing if missing.is_empty() => format!("waiting for {what}"),
-        missing => format!("waiting for {what}: {missing}"),
-    }
-}
-
-fn bound_text(cluster: &str, founder: NodeId, seen: &Seen) -> String {
-    match seen.nodes.get(&founder) {
-        Some(node) => format!("waiting for {} to form cluster {cluster}", node.peer),
-        None => format!(
-            "{} (this node has agreed to its cluster {cluster}; if the data of that node is lost for good, empty this node's \
-             data folder, which holds nothing yet)",
-            missing_text(&format!("the founder, node {founder:016x}"), seen)
-        ),
-    }
 }

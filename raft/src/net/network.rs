@@ -35,6 +35,9 @@ use crate::{
 /// larger than this still goes alone; a batch is far below a frame's bound.
 const APPEND_BYTES_MAX: usize = 16 << 20;
 
+/// A wrong node at a peer's address is logged this often at most, for each client.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+
 /// Makes clients for openraft.
 #[derive(Clone)]
 pub struct Network {
@@ -47,7 +50,7 @@ impl Network {
     }
 
     fn client(&self, target: NodeId, node: &Peer, lane: Lane) -> Client {
-        Client { local: Arc::clone(&self.local), target, addr: node.addr.clone(), lane, link: None }
+        Client { local: Arc::clone(&self.local), target, addr: node.addr.clone(), lane, link: None, complained: None }
     }
 }
 
@@ -75,6 +78,7 @@ pub struct Client {
     /// What openraft made this client for. Votes and transfers, which it sends by ordinary clients, are urgent anyway.
     lane: Lane,
     link: Option<Link>,
+    complained: Option<Instant>,
 }
 
 impl Client {
@@ -99,21 +103,25 @@ impl Client {
             self.link = None;
             let dialing = handshake::dial(&self.local, &self.addr, lane, Some(self.target));
             let late = |_| Error::unavailable(format!("{} does not answer within {within:?}", self.addr));
-            let (stream, _) = timeout(within, dialing).await.map_err(late)?.inspect_err(|e| self.complain(e))?;
+            let dialed = timeout(within, dialing).await.map_err(late)?;
+            let (stream, _) = dialed.inspect_err(|e| self.complain(e))?;
             self.link = Some(Link::new(stream));
         }
         Ok(self.link.as_ref().expect("it was made just now"))
     }
 
     /// A peer that is away is routine; a wrong one at its address is for the operator.
-    fn complain(&self, error: &Error) {
-        if let Error::Refused(why) = error {
+    fn complain(&mut self, error: &Error) {
+        if let Error::Refused(why) = error
+            && self.complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY)
+        {
+            self.complained = Some(Instant::now());
             tracing::warn!(node = format!("{:016x}", self.target), "a peer is not the one it should be: {why}");
         }
     }
 
     async fn send_snapshot(
-        &self,
+        &mut self,
         vote: &Vote,
         snapshot: &Snapshot<LeaderId, NodeId, Peer, SnapshotFile>,
         step: Duration,

@@ -32,6 +32,8 @@ pub const BUS_QUEUE_MAX: usize = 1024;
 pub const BUS_BYTES_MAX: usize = 64 << 10;
 /// After a peer of the bus was not reached, it is tried again after this.
 const BUS_RETRY: Duration = Duration::from_millis(250);
+/// A peer that takes nothing off its connection for so long gets a new one: the path may be broken.
+const BUS_STUCK_MAX: Duration = Duration::from_secs(2);
 /// Connections for `call`; those that are closed go first when there are more.
 const LINKS_MAX: usize = 256;
 
@@ -160,12 +162,13 @@ async fn run_bus(
     dropped: Arc<AtomicU64>,
 ) {
     let mut link: Option<Link> = None;
+    let mut full_since: Option<Instant> = None;
     while let Some(frame) = frames.recv().await {
         if link.as_ref().is_none_or(Link::is_closed) {
             let dialed = handshake::dial(&local, &addr, Lane::Bus, Some(node)).await;
             link = dialed.ok().map(|(stream, _)| Link::new(stream));
         }
-        let Some(link) = &link else {
+        let Some(open) = &link else {
             let mut lost = 1;
             while frames.try_recv().is_ok() {
                 lost += 1;
@@ -174,8 +177,13 @@ async fn run_bus(
             sleep(BUS_RETRY).await;
             continue;
         };
-        if !link.offer(frame).unwrap_or(false) {
-            dropped.fetch_add(1, Ordering::Relaxed);
+        if open.offer(frame).unwrap_or(false) {
+            full_since = None;
+            continue;
+        }
+        dropped.fetch_add(1, Ordering::Relaxed);
+        if full_since.get_or_insert_with(Instant::now).elapsed() > BUS_STUCK_MAX {
+            (link, full_since) = (None, None);
         }
     }
 }

@@ -5,10 +5,11 @@ use std::{io, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::{
-    io::BufReader,
+    io::{AsyncRead, BufReader},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,10 @@ use crate::{
 const STRANGERS_MAX: usize = 256;
 /// Requests of one connection that are worked on at once; reading waits above it.
 const WORKING_MAX: usize = 256;
+
+/// A connection on which nothing arrives for so long is closed: its other end may have vanished without a word. Whoever is
+/// still there dials again when there is something to say.
+const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// The layers above Raft, as a peer sees them.
 pub trait App: Send + Sync + 'static {
@@ -90,10 +95,8 @@ impl Server {
         drop(stranger);
         let ended = match shaken {
             Ok(remote) => self.lane(stream, remote).await,
-            Err(e) => {
-                tracing::info!("a peer connection was not taken: {e}");
-                return;
-            }
+            Err(Error::Refused(why)) => return tracing::info!("a peer connection was refused: {why}"),
+            Err(e) => return tracing::debug!("a peer connection came to nothing: {e}"),
         };
         if let Err(e) = ended {
             tracing::debug!("a peer connection ends: {e}");
@@ -110,7 +113,7 @@ impl Server {
 
     async fn bus(self, stream: TcpStream, from: NodeId) -> Result<()> {
         let mut stream = BufReader::new(stream);
-        while let Some(frame) = frame::read::<Frame>(&mut stream, FRAME_BYTES_MAX).await? {
+        while let Some(frame) = next(&mut stream).await? {
             let What::OneWay(bytes) = frame.what else { return Err(unexpected()) };
             self.app.bus(from, bytes);
         }
@@ -124,7 +127,7 @@ impl Server {
         let (out, packets) = Outbox::new();
         let mut work = JoinSet::new();
         work.spawn(write_all(packets, write));
-        while let Some(frame) = frame::read::<Frame>(&mut read, FRAME_BYTES_MAX).await? {
+        while let Some(frame) = next(&mut read).await? {
             let What::Request(body) = frame.what else { return Err(unexpected()) };
             while work.try_join_next().is_some() {}
             if work.len() > WORKING_MAX {
@@ -172,6 +175,11 @@ impl Server {
             }
         })
     }
+}
+
+async fn next(from: &mut (impl AsyncRead + Unpin)) -> Result<Option<Frame>> {
+    let frame = timeout(IDLE_MAX, frame::read(from, FRAME_BYTES_MAX)).await;
+    frame.unwrap_or_else(|_| Err(Error::unavailable("idle")))
 }
 
 fn unexpected() -> Error {
