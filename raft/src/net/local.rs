@@ -87,3 +87,24 @@ impl Local {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn off_loopback_a_secret_is_needed() {
+        for addr in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            Secret::default().check(addr.parse().unwrap()).unwrap();
+        }
+        for addr in ["0.0.0.0:1", "10.0.0.1:1", "[::]:1", "[2001:db8::1]:1", "[::ffff:10.0.0.1]:1"] {
+            assert!(Secret::default().check(addr.parse().unwrap()).is_err(), "{addr}");
+            Secret::new("x").check(addr.parse().unwrap()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_secret_is_never_printed() {
+        assert!(!format!("{:?}", Secret::new("hunter2")).contains("hunter"));
+    }
+}

@@ -52,6 +52,9 @@ pub async fn serve(
     app: Arc<dyn App>,
     stop: CancellationToken,
 ) {
+    if let Err(e) = snapshot::clean(local.dir()) {
+        tracing::warn!("cannot delete what unfinished snapshot transfers left behind: {e}");
+    }
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     let server = Server { local, consensus, app };
     let mut connections = JoinSet::new();

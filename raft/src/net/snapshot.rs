@@ -35,7 +35,8 @@ const FRAME_MAX: usize = CHUNK_BYTES + 4096;
 /// A receiver gives a sender up that says nothing for so long.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
-/// A snapshot as openraft passes it around: where it lies. Whoever is handed a received one owns the file.
+/// A snapshot as openraft passes it around: where it lies. Whoever is handed a received one owns the file, and renames or
+/// deletes it: what still has its name of arrival at the next start is deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotFile {
     pub path: PathBuf,
@@ -88,11 +89,12 @@ pub(crate) async fn send(
 /// The receiver's half: one transfer into `dir`, installed through `consensus`, answered.
 pub(crate) async fn receive(stream: &mut TcpStream, dir: &Path, consensus: &dyn Consensus) -> Result<()> {
     let Part::Offer { vote, meta, len } = read(stream, IDLE_MAX).await? else { return Err(unexpected()) };
+    let meta = meta.try_into()?;
     let incoming = Incoming::create(dir)?;
     let answer = match receive_file(stream, &incoming.path, len).await {
         Ok(()) => {
             let file = incoming.keep();
-            consensus.install(vote.into(), meta.try_into()?, file).await
+            consensus.install(vote.into(), meta, file).await
         }
         Err(e @ Error::Refused(_)) => Err(e),
         Err(gone) => return Err(gone),
@@ -158,8 +160,8 @@ impl Drop for Incoming {
     }
 }
 
-/// Deletes what transfers left behind when the process was killed. Before the listener starts.
-pub fn clean(dir: &Path) -> io::Result<()> {
+/// Deletes what transfers left behind when the process was killed.
+pub(crate) fn clean(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
@@ -195,4 +197,56 @@ fn stalled(within: Duration) -> Error {
 
 fn unexpected() -> Error {
     Error::refused("an unexpected part of a snapshot transfer")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn received(len: u64, parts: Vec<Part>) -> Result<Vec<u8>> {
+        let temp = tempfile::tempdir().unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut receiver, _) = listener.accept().await.unwrap();
+        for part in &parts {
+            write(&mut sender, part, IDLE_MAX).await.unwrap();
+        }
+        drop(sender);
+        let incoming = Incoming::create(temp.path()).unwrap();
+        let got = receive_file(&mut receiver, &incoming.path, len).await;
+        let bytes = fs::read(&incoming.path).unwrap();
+        drop(incoming);
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
+        got.map(|()| bytes)
+    }
+
+    #[tokio::test]
+    async fn only_a_whole_and_right_file_is_taken() {
+        let chunk = || Part::Chunk(Bytes::from_static(b"state"));
+        let crc = crc32fast::hash(b"statestate");
+        let end = || Part::End { crc };
+        assert_eq!(received(10, vec![chunk(), chunk(), end()]).await.unwrap(), b"statestate");
+        let refused = [
+            (10, vec![chunk(), chunk(), Part::End { crc: crc ^ 1 }]),
+            (10, vec![chunk(), end()]),
+            (9, vec![chunk(), chunk(), end()]),
+            (10, vec![chunk(), Part::Failed(String::new())]),
+        ];
+        for (len, parts) in refused {
+            assert!(matches!(received(len, parts).await, Err(Error::Refused(_))));
+        }
+        assert!(matches!(received(10, vec![chunk(), chunk()]).await, Err(Error::Unavailable(_))), "broken off");
+    }
+
+    #[test]
+    fn leftovers_are_deleted_and_nothing_else() {
+        let temp = tempfile::tempdir().unwrap();
+        for name in ["incoming-3.tmp", "identity", "incoming-3", "other.tmp"] {
+            fs::write(temp.path().join(name), name).unwrap();
+        }
+        clean(temp.path()).unwrap();
+        let mut left: Vec<_> = fs::read_dir(temp.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["identity", "incoming-3", "other.tmp"]);
+    }
 }
