@@ -14,7 +14,8 @@ use moim_raft::{
     error::{Error, Result},
     form::{Former, Outcome},
     identity::{Belongs, Identity, marker_path},
-    raft::NodeId,
+    net::{CallRequest, CallResponse, Lane, Remote},
+    raft::{NodeId, Peer},
 };
 use support::Node;
 use tempfile::TempDir;
@@ -247,6 +248,57 @@ async fn a_bound_node_accepts_no_other_founder() {
     let first = Live::start(&places[0], &one, 3).await;
     let (_, members) = one_cluster(&mut [first, deaf, shared, second, third]).await;
     assert_eq!(members, [places[0].id, places[2].id, places[4].id]);
+}
+
+/// Another founder, of whom only this message is ever seen, wins `of` for its cluster.
+async fn bind(of: &Live, cluster: &str) {
+    let peer = |name: &str| Peer { name: name.into(), addr: "127.0.0.1:1".into() };
+    let members = vec![(1, peer("founder")), (of.node.id, peer("this")), (NodeId::MAX, peer("third"))];
+    let from = Remote { node: 1, name: "founder".into(), cluster: None, lane: Lane::Call };
+    let request = CallRequest::Form { cluster: cluster.into(), members };
+    assert_eq!(of.node.former.answer(&from, &request).await, Some(CallResponse::Form(Ok(()))));
+}
+
+/// All members have accepted, but while the last answer was under way the founder itself agreed to another's proposal.
+#[tokio::test]
+async fn a_founder_that_gave_its_proposal_up_does_not_settle_it() {
+    let temp = TempDir::new().unwrap();
+    let places = places(&temp, 3);
+    let join = addrs(&places.iter().collect::<Vec<_>>());
+    let second = Live::start(&places[1], &join, 3).await;
+    let third = Live::start(&places[2], &join, 3).await;
+    third.node.app.delay.store(500, Ordering::SeqCst);
+    let founder = Live::start(&places[0], &join, 3).await;
+    until(|| {
+        matches!(third.belongs(), Belongs::Proposed { .. }) && matches!(second.belongs(), Belongs::Proposed { .. })
+    })
+    .await;
+    bind(&founder, "other").await;
+    founder.waits_for("waiting for the founder").await;
+    assert!(matches!(founder.belongs(), Belongs::Proposed { founder: 1, .. }) && !founder.run.is_finished());
+}
+
+/// A formed cluster was seen before the node agreed to a proposal, and the news of it comes after.
+#[tokio::test]
+async fn a_node_bound_meanwhile_does_not_act_on_what_it_saw_before() {
+    let temp = TempDir::new().unwrap();
+    let places = places(&temp, 1);
+    let formed = Node::member(&temp.path().join("formed"), "formed", "secret").await;
+    formed.app.delay.store(500, Ordering::SeqCst);
+    let live = Live::start(&places[0], &[formed.addr.clone()], 3).await;
+    until(|| formed.app.asked.load(Ordering::SeqCst) == 1).await; // The answer is under way, for half a second.
+    bind(&live, "other").await;
+    live.waits_for("waiting for the founder").await;
+    assert!(matches!(live.belongs(), Belongs::Proposed { founder: 1, .. }), "{:?}", live.belongs());
+}
+
+async fn until(done: impl Fn() -> bool) {
+    let polled = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, polled).await.expect("it comes to pass");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -83,6 +83,10 @@ pub struct TestApp {
     pub joined: Mutex<Vec<NodeId>>,
     /// Whether it fails to answer `Form`, as a node does that stops in the middle.
     pub deaf: AtomicBool,
+    /// Milliseconds between making an answer about forming and sending it.
+    pub delay: AtomicU64,
+    /// Requests about forming that were answered, or are about to be.
+    pub asked: AtomicU64,
 }
 
 impl App for TestApp {
@@ -92,6 +96,8 @@ impl App for TestApp {
                 return Err(Error::unavailable("deaf"));
             }
             if let Some(answer) = self.former.answer(&from, &request).await {
+                self.asked.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(self.delay.load(Ordering::SeqCst))).await;
                 return Ok(answer);
             }
             match request {
@@ -158,6 +164,8 @@ impl Node {
             leads: AtomicBool::new(false),
             joined: Mutex::default(),
             deaf: AtomicBool::new(false),
+            delay: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
         });
         let stop = CancellationToken::new();
         let task = tokio::spawn(serve(listener, Arc::clone(&local), raft.clone(), app.clone(), stop.clone()));
