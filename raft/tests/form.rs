@@ -285,7 +285,7 @@ async fn a_node_bound_meanwhile_does_not_act_on_what_it_saw_before() {
     let places = places(&temp, 1);
     let formed = Node::member(&temp.path().join("formed"), "formed", "secret").await;
     formed.app.delay.store(500, Ordering::SeqCst);
-    let live = Live::start(&places[0], &[formed.addr.clone()], 3).await;
+    let live = Live::start(&places[0], std::slice::from_ref(&formed.addr), 3).await;
     until(|| formed.app.asked.load(Ordering::SeqCst) == 1).await; // The answer is under way, for half a second.
     bind(&live, "other").await;
     live.waits_for("waiting for the founder").await;
