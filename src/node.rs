@@ -10,7 +10,6 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use axum::Router;
 use futures_util::FutureExt;
 use moim_raft::{
     Error, Feeds, Result, Secret, Store,
@@ -82,7 +81,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         max_payload: node.config.limits.text * 2,
         ..Default::default()
     };
-    let (service, io) = client::socketio::service(&socketio, node.chat.records.clone(), pages());
+    let (service, io) = client::socketio::service(&socketio, node.chat.records.clone(), web::routes());
     let gate = node.gate();
     tasks.spawn(client::serve(client_port, service, gate, client::Limits::default(), ports_stop.clone()));
 
@@ -228,11 +227,6 @@ impl Node {
             self.store.propose(Command::EndDrain { node: me }, moim_raft::Ticket::nobody());
         }
     }
-}
-
-/// What a browser gets on the client port beside Socket.IO.
-fn pages() -> Router {
-    web::routes()
 }
 
 async fn bind(flag: &str, addr: std::net::SocketAddr) -> Result<TcpListener> {

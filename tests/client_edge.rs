@@ -39,7 +39,7 @@ struct Node {
 impl Node {
     async fn start(limits: Limits) -> Self {
         let records = Records::default();
-        let (service, io) = socketio::service(&socketio::Settings::default(), records.clone(), Router::<()>::new());
+        let (service, io) = socketio::service(&socketio::Settings::default(), records.clone(), Router::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (admit, ready) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));

@@ -214,8 +214,9 @@ impl Chat {
                 return Err(Passing("it has gone"));
             }
             let Some(session) = self.look_up(&hash, client).await? else { return Ok(None) };
-            let command =
-                Command::Resume { read: session.holder(), ns: client.ns.clone(), user: client.user.clone(), pid: hash };
+            // A guest has no name but the one that was made up for it.
+            let user = if client.guest && session.guest { &session.user } else { &client.user }.clone();
+            let command = Command::Resume { read: session.holder(), ns: client.ns.clone(), user, pid: hash };
             let applied = self.store.call(command).await.map_err(|_| Passing("no quorum"))?;
             match applied.reply {
                 Reply::Seated { generation, .. } => {

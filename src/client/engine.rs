@@ -18,7 +18,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum::body::Body;
+use axum::{Router, body::Body};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 use http::{Request, Response, StatusCode, Uri, header::CONTENT_TYPE};
@@ -92,16 +92,18 @@ fn query<'a>(uri: &'a Uri, key: &str) -> Option<&'a str> {
     pairs.filter(|(k, _)| *k == key).map(|(_, value)| value).next()
 }
 
-/// The layer: see the module. `S` is socketioxide's service.
+/// The layer: see the module. `S` is socketioxide's service; what is not Engine.IO's goes to `pages`, which socketioxide
+/// itself would not do for paths below its own.
 #[derive(Clone)]
 pub struct Engine<S> {
     inner: S,
+    pages: Router,
     records: Records,
 }
 
 impl<S> Engine<S> {
-    pub fn new(inner: S, records: Records) -> Self {
-        Self { inner, records }
+    pub fn new(inner: S, pages: Router, records: Records) -> Self {
+        Self { inner, pages, records }
     }
 
     /// Why an Engine.IO request is not handed on. Codes and messages are those of Socket.IO's own server
@@ -123,6 +125,8 @@ impl<S, R, B> Service<Request<R>> for Engine<S>
 where
     S: Service<Request<R>, Response = Response<B>, Error = Infallible>,
     S::Future: Send + 'static,
+    R: http_body::Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<axum::BoxError>,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<axum::BoxError>,
 {
@@ -135,9 +139,10 @@ where
     }
 
     fn call(&mut self, request: Request<R>) -> Self::Future {
-        if is_engine(request.uri())
-            && let Some(error) = self.refuse(request.uri())
-        {
+        if !is_engine(request.uri()) {
+            return self.pages.call(request).boxed();
+        }
+        if let Some(error) = self.refuse(request.uri()) {
             return std::future::ready(Ok(bad_request(error))).boxed();
         }
         let connection = request.extensions().get::<Connection>().cloned();

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use axum::Router;
 use socketioxide::{ParserConfig, SocketIo, TransportType, extract::SocketRef, service::SocketIoService, socket::Sid};
 
 use super::{
@@ -44,8 +45,8 @@ impl Default for Settings {
     }
 }
 
-/// The client port's service: Engine.IO requests go to socketioxide, all others to `http`.
-pub fn service<H: Clone>(settings: &Settings, records: Records, http: H) -> (Engine<SocketIoService<H>>, SocketIo) {
+/// The client port's service: Engine.IO requests go to socketioxide, all others to `pages`.
+pub fn service(settings: &Settings, records: Records, pages: Router) -> (Engine<SocketIoService<Router>>, SocketIo) {
     let parser = ParserConfig::common()
         .max_incoming_binary_buf_size(settings.max_payload)
         .max_incoming_binaries(ATTACHMENTS)
@@ -61,8 +62,8 @@ pub fn service<H: Clone>(settings: &Settings, records: Records, http: H) -> (Eng
         .ping_timeout(settings.ping_timeout)
         .connect_timeout(settings.connect_timeout)
         .with_parser(parser)
-        .build_with_inner_svc(http);
-    (Engine::new(service, records), io)
+        .build_with_inner_svc(Router::new());
+    (Engine::new(service, pages, records), io)
 }
 
 /// The connection that a socket's Engine.IO session was opened on; `None` if it did not come through the listener.
