@@ -14,6 +14,7 @@
 //! | of node | node, incarnation, sid | |
 //! | lost | sid | |
 //! | members | ns, room, user | |
+//! | dropped | ns, user | end of the last span whose row is gone, while the user has a session |
 //! | spans | ns, user, room | [`crate::state::Spans`], kept while the room's history reaches back |
 //! | past | ns, room, position of leaving | user: finds the spans that a trim makes useless |
 //! | rooms | ns, room | [`crate::state::RoomRecord`] |
@@ -40,6 +41,7 @@ pub enum Table {
     Past = 0x22,
     Rooms = 0x23,
     Entered = 0x24,
+    Dropped = 0x25,
     History = 0x30,
     Mids = 0x40,
     MidOrder = 0x41,
@@ -148,6 +150,10 @@ pub fn entered_prefix(ns: &Namespace, room: &Room) -> Vec<u8> {
 
 pub fn entered(ns: &Namespace, room: &Room, sid: &Sid) -> Vec<u8> {
     Key(entered_prefix(ns, room)).text(sid.as_str()).done()
+}
+
+pub fn dropped(ns: &Namespace, user: &User) -> Vec<u8> {
+    Key::new(Table::Dropped).text(ns.as_str()).text(user.as_str()).done()
 }
 
 pub fn history_prefix(ns: &Namespace, room: &Room) -> Vec<u8> {

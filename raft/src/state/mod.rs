@@ -4,7 +4,8 @@
 //! same batches give the same bytes on every node, wherever snapshots were taken.
 //!
 //! What always holds:
-//! - Each command moves the position on by one, also one that is refused; a batch that is skipped does not.
+//! - Each command moves the position on by one, also one that is refused, and once more for each room that a guest leaves
+//!   because its session ends; a batch that is skipped does not. No two entries of any rooms have one position.
 //! - A batch takes effect only in its node's live incarnation and in its turn: once, and in the order in which its node
 //!   made it, whatever happened to it on its way.
 //! - A session is *attached* when no loss of it is recorded and its incarnation is live. So a node's start and its death

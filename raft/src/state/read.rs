@@ -50,6 +50,10 @@ impl State {
         self.texts(&prefix).filter_map(|sid| self.session(&Sid::parse(sid)?)).collect()
     }
 
+    pub(super) fn has_sessions(&self, ns: &Namespace, user: &User) -> bool {
+        self.kv.scan(&keys::of_user_prefix(ns, user)).next().is_some()
+    }
+
     /// Sessions that were attached at a node's incarnation and not attached elsewhere since.
     pub fn sessions_at(&self, node: NodeId, incarnation: u64) -> Vec<Session> {
         let prefix = keys::of_incarnation_prefix(node, incarnation);
@@ -197,6 +201,11 @@ impl State {
         let prefix = keys::spans_prefix(ns, user);
         let rows = self.kv.scan(&prefix);
         rows.filter_map(|(key, value)| Some((Room::new(keys::last_text(&prefix, key)?)?, decode(value)))).collect()
+    }
+
+    /// The end of the last span of the user, in any room, of which nothing else is known any more.
+    pub(super) fn dropped(&self, ns: &Namespace, user: &User) -> Position {
+        self.get(&keys::dropped(ns, user)).unwrap_or_default()
     }
 
     /// Namespaces in which there is a room or a session.

@@ -5,7 +5,9 @@
 //! for itself. It is complete or refused, never partial: an entry that was trimmed, a span that was dropped, or a bound
 //! that is passed refuses the whole.
 
-use super::{Session, State};
+use std::collections::BTreeMap;
+
+use super::{Session, Span, State};
 use crate::command::{Position, Room, RoomEntry, What};
 
 /// Bounds of one replay.
@@ -49,27 +51,30 @@ impl State {
             return Err(Incomplete::Future);
         }
         let offset = offset.max(session.first);
-        let mut budget = Budget { limit, entries: 0, bytes: 0 };
-        let mut due = Vec::new();
+        if self.dropped(&session.ns, &session.user) > offset {
+            return Err(Incomplete::Trimmed);
+        }
+        let mut received: BTreeMap<Room, Vec<Range>> = BTreeMap::new();
         for (room, spans) in self.all_spans(&session.ns, &session.user) {
             if spans.dropped > offset {
                 return Err(Incomplete::Trimmed);
             }
-            for span in &spans.spans {
-                // A join's own entry is due too: the user's other sessions learn of the room by it.
-                let from = offset.max(Position(span.joined.0.saturating_sub(1)));
-                let upto = span.left.unwrap_or(seam).min(seam);
+            // A join's own entry is due too: the user's other sessions learn of the room by it.
+            let range = |span: &Span| (Position(span.joined.0.saturating_sub(1)), span.left.unwrap_or(seam));
+            received.entry(room).or_default().extend(spans.spans.iter().map(range));
+        }
+        for (room, entered) in &session.entered {
+            received.entry(room.clone()).or_default().push((*entered, seam));
+        }
+        let mut budget = Budget { limit, entries: 0, bytes: 0 };
+        let mut due = Vec::new();
+        for (room, ranges) in received {
+            let ranges = ranges.into_iter().map(|(from, upto)| (from.max(offset), upto.min(seam)));
+            for (from, upto) in merged(ranges.collect()) {
                 self.collect(session, &room, from, upto, &mut budget, &mut due)?;
             }
         }
-        for (room, entered) in &session.entered {
-            if !self.is_member(&session.ns, &session.user, room) {
-                self.collect(session, room, offset.max(*entered), seam, &mut budget, &mut due)?;
-            }
-        }
         due.sort_unstable_by_key(|(_, entry)| entry.position);
-        // A room that was entered and joined in turns may have given an entry twice.
-        due.dedup_by_key(|(_, entry)| entry.position);
         Ok(due)
     }
 
@@ -82,9 +87,6 @@ impl State {
         budget: &mut Budget,
         due: &mut Vec<(Room, RoomEntry)>,
     ) -> Result<(), Incomplete> {
-        if from >= upto {
-            return Ok(());
-        }
         let floor = self.room(&session.ns, room).map_or(Position(0), |record| record.floor);
         if floor > from {
             return Err(Incomplete::Trimmed);
@@ -95,6 +97,23 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Positions above the first, up to the second.
+type Range = (Position, Position);
+
+/// The same positions, none of them twice: a room may be entered and joined at one time.
+fn merged(mut ranges: Vec<Range>) -> Vec<Range> {
+    ranges.retain(|(from, upto)| from < upto);
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, last| {
+        let overlap = next.0 <= last.1;
+        if overlap {
+            last.1 = last.1.max(next.1);
+        }
+        overlap
+    });
+    ranges
 }
 
 struct Budget {

@@ -1,7 +1,5 @@
 //! Rooms: members, entries, and the `mid`s that make a retry harmless.
 
-use std::ops::Bound;
-
 use serde::{Deserialize, Serialize};
 
 use super::{State, decode};
@@ -139,20 +137,18 @@ impl State {
     ) -> Result<Reply, Refusal> {
         let session = self.held(by)?;
         let (ns, user) = (&session.ns, &session.user);
+        let content = content_hash(ns, room, text);
+        if let Some(known) = mid.and_then(|mid| self.known_mid(user, mid)) {
+            // Also when the user has left since: the first one counted.
+            let reply = Reply::Published { position: known.position, at: known.at };
+            return if known.content == content { Ok(reply) } else { Err(Refusal::MidReused) };
+        }
         let receives = self.is_member(ns, user, room) || session.entered.iter().any(|(entered, _)| entered == room);
         if !receives {
             return Err(Refusal::NotMember);
         }
         if let Some(mid) = mid {
-            let content = content_hash(ns, room, text);
-            self.forget_old_mids(user);
-            if let Some(known) = self.get::<Mid>(&keys::mid(user, mid)) {
-                let again = known.content == content;
-                let reply = Reply::Published { position: known.position, at: known.at };
-                return if again { Ok(reply) } else { Err(Refusal::MidReused) };
-            }
-            self.put(keys::mid(user, mid), &Mid { position: self.position, at: self.clock, content });
-            self.put(keys::mid_order(user, self.position), &mid);
+            self.remember_mid(user, mid, content);
         }
         let what = What::Message { text: text.to_owned(), mid: mid.map(str::to_owned) };
         self.append(ns, room, user, what, effects);
@@ -211,28 +207,44 @@ impl State {
             }
             spans.spans.retain(|span| span.left.is_none_or(|left| left > floor));
             match spans.spans.is_empty() {
-                true => _ = self.kv.delete(&keys::spans(ns, &user, room)),
+                true => {
+                    self.kv.delete(&keys::spans(ns, &user, room));
+                    // A session that was there at the time must still be told that something is missing.
+                    if self.has_sessions(ns, &user) {
+                        let dropped = self.dropped(ns, &user).max(spans.dropped);
+                        self.put(keys::dropped(ns, &user), &dropped);
+                    }
+                }
                 false => self.put(keys::spans(ns, &user, room), &spans),
             }
         }
     }
 
+    /// The `mid`, when it was seen within its window.
+    fn known_mid(&self, user: &User, mid: &str) -> Option<Mid> {
+        self.get::<Mid>(&keys::mid(user, mid)).filter(|known| self.in_window(known))
+    }
+
     /// Past its window, or past the bound on a user's `mid`s, the oldest are forgotten.
-    fn forget_old_mids(&mut self, user: &User) {
+    fn remember_mid(&mut self, user: &User, mid: &str, content: u64) {
         let prefix = keys::mid_order_prefix(user);
-        let mut count = self.kv.scan(&prefix).count() as u64;
-        loop {
-            let oldest = self.kv.scan_from(&prefix, Bound::Included(&prefix)).next();
-            let Some((order, mid)) = oldest.map(|(key, value)| (key.to_vec(), decode::<String>(value))) else { return };
-            let known = self.get::<Mid>(&keys::mid(user, &mid));
-            let fresh = known.is_some_and(|known| known.at + self.limits.mid_window_ms >= self.clock);
-            if fresh && count < self.limits.mids_per_user {
-                return;
-            }
+        let too_many = (self.kv.scan(&prefix).count() as u64 + 1).saturating_sub(self.limits.mids_per_user);
+        let oldest_first = (0..).zip(self.kv.scan(&prefix)).map_while(|(nth, (order, old))| {
+            let old: String = decode(old);
+            let fresh = self.get::<Mid>(&keys::mid(user, &old)).is_some_and(|known| self.in_window(&known));
+            (nth < too_many || !fresh).then(|| (order.to_vec(), old))
+        });
+        let forgotten: Vec<(Vec<u8>, String)> = oldest_first.collect();
+        for (order, old) in forgotten {
             self.kv.delete(&order);
-            self.kv.delete(&keys::mid(user, &mid));
-            count -= 1;
+            self.kv.delete(&keys::mid(user, &old));
         }
+        self.put(keys::mid(user, mid), &Mid { position: self.position, at: self.clock, content });
+        self.put(keys::mid_order(user, self.position), &mid);
+    }
+
+    fn in_window(&self, known: &Mid) -> bool {
+        known.at.saturating_add(self.limits.mid_window_ms) >= self.clock
     }
 
     /// Changes a room's counts; a room of which nothing is left goes.

@@ -80,7 +80,7 @@ impl State {
             return Ok(());
         }
         let lost = sessions.into_iter().filter(|session| !self.is_attached(session));
-        match lost.min_by_key(|session| (session.lost_at.unwrap_or(0), session.first)) {
+        match lost.min_by_key(|session| (self.lost_since(session), session.first)) {
             Some(oldest) => {
                 self.end(&oldest, Unseated::Evicted, effects);
                 Ok(())
@@ -177,8 +177,14 @@ impl State {
         self.kv.delete(&keys::lost(&session.sid));
         self.kv.delete(&keys::pid(&session.pid));
         self.kv.delete(&keys::session(&session.sid));
-        if session.guest && self.sessions_of(&session.ns, &session.user).is_empty() {
+        if self.has_sessions(&session.ns, &session.user) {
+            return;
+        }
+        self.kv.delete(&keys::dropped(&session.ns, &session.user));
+        if session.guest {
             for room in self.rooms_of_user(&session.ns, &session.user) {
+                // Each entry of any history has a position of its own, also when one command writes several.
+                self.position.0 += 1;
                 self.remove_member(&session.ns, &session.user, &room, effects);
             }
         }

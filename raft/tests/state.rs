@@ -1,0 +1,654 @@
+//! What the state machine promises, claim by claim, through one small script.
+
+use moim_raft::{
+    command::{
+        Batch, Command, Effect, Generation, Holder, Limits, Namespace, NodeInfo, Position, Refusal, Reply, Room,
+        RoomEntry, Sid, Unseated, User, What,
+    },
+    state::{
+        Applied, Outcome, Skipped, State,
+        replay::{Incomplete, ReplayLimit},
+    },
+};
+
+const HOUR: u64 = 3_600_000;
+const DAY: u64 = 24 * HOUR;
+const NOW: u64 = 1_700_000_000_000;
+const ALL: ReplayLimit = ReplayLimit { entries: 10_000, bytes: 8 << 20 };
+
+fn ns() -> Namespace {
+    Namespace::new("/").unwrap()
+}
+
+fn room(name: &str) -> Room {
+    Room::new(name).unwrap()
+}
+
+fn user(name: &str) -> User {
+    User::new(name).unwrap()
+}
+
+fn sid(name: &str) -> Sid {
+    Sid::parse(&format!("{name:_>20}")).unwrap()
+}
+
+fn pid(name: &str) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash[..name.len()].copy_from_slice(name.as_bytes());
+    hash
+}
+
+/// A state and the batches that its nodes would make.
+struct Script {
+    state: State,
+    stamp: u64,
+    /// The incarnation and last sequence of nodes 0 to 3.
+    nodes: [(u64, u64); 4],
+    /// On which node the script's commands are proposed.
+    at: u64,
+}
+
+impl Script {
+    fn new() -> Self {
+        let mut script = Self { state: State::default(), stamp: NOW, nodes: [(0, 0); 4], at: 1 };
+        for node in [3, 2, 1] {
+            script.start(node);
+        }
+        script
+    }
+
+    fn limited(change: impl FnOnce(&mut Limits)) -> Self {
+        let mut script = Self::new();
+        let mut limits = Limits::default();
+        change(&mut limits);
+        script.run(Command::SetLimits(limits));
+        script
+    }
+
+    /// The node's next start; the script goes on there.
+    fn start(&mut self, node: u64) {
+        self.at = node;
+        self.nodes[node as usize] = (self.nodes[node as usize].0 + 1, 0);
+        self.run(Command::Started(NodeInfo::default()));
+    }
+
+    /// The next batch of a node, not applied.
+    fn batch(&mut self, node: u64, commands: Vec<Command>) -> Batch {
+        let (incarnation, sequence) = &mut self.nodes[node as usize];
+        *sequence += 1;
+        Batch { node, incarnation: *incarnation, sequence: *sequence, stamp: self.stamp, commands }
+    }
+
+    fn run_all(&mut self, commands: Vec<Command>) -> Vec<Applied> {
+        let batch = self.batch(self.at, commands);
+        match self.state.apply(&batch) {
+            Outcome::Applied(applied) => applied,
+            Outcome::Skipped(why) => panic!("skipped: {why:?}"),
+        }
+    }
+
+    fn run(&mut self, command: Command) -> Applied {
+        self.run_all(vec![command]).remove(0)
+    }
+
+    fn reply(&mut self, command: Command) -> Reply {
+        self.run(command).reply
+    }
+
+    fn open(&mut self, name: &str, who: &str) -> Holder {
+        self.open_as(name, who, false).expect("opened")
+    }
+
+    fn open_as(&mut self, name: &str, who: &str, guest: bool) -> Result<Holder, Refusal> {
+        let open = Command::Open { sid: sid(name), ns: ns(), user: user(who), guest, pid: pid(name) };
+        match self.reply(open) {
+            Reply::Seated { generation, .. } => Ok(Holder { sid: sid(name), generation }),
+            Reply::Refused(why) => Err(why),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn resume(&mut self, read: &Holder, name: &str, who: &str) -> Reply {
+        self.reply(Command::Resume { read: read.clone(), ns: ns(), user: user(who), pid: pid(name) })
+    }
+
+    fn join(&mut self, by: &Holder, name: &str) -> Applied {
+        self.run(Command::Join { by: by.clone(), room: room(name) })
+    }
+
+    fn leave(&mut self, by: &Holder, name: &str) -> Applied {
+        self.run(Command::Leave { by: by.clone(), room: room(name) })
+    }
+
+    fn enter(&mut self, by: &Holder, name: &str) -> Applied {
+        self.run(Command::Enter { by: by.clone(), room: room(name) })
+    }
+
+    fn say(&mut self, by: &Holder, name: &str, text: &str) -> Applied {
+        self.say_once(by, name, text, None)
+    }
+
+    fn say_once(&mut self, by: &Holder, name: &str, text: &str, mid: Option<&str>) -> Applied {
+        let (text, mid) = (text.to_owned(), mid.map(str::to_owned));
+        self.run(Command::Publish { by: by.clone(), room: room(name), text, mid })
+    }
+
+    fn texts(&self, name: &str) -> Vec<String> {
+        let (entries, _) = self.state.history(&ns(), &room(name), None, None, usize::MAX, |_| true);
+        entries.iter().map(in_short).collect()
+    }
+
+    fn replay(&self, name: &str, offset: Position) -> Result<Vec<String>, Incomplete> {
+        self.replay_at(name, offset, self.state.position(), ALL)
+    }
+
+    fn replay_at(&self, name: &str, from: Position, seam: Position, max: ReplayLimit) -> Result<Vec<String>, Incomplete> {
+        let session = self.state.session(&sid(name)).expect("it is there");
+        let due = self.state.replay(&session, from, seam, max)?;
+        assert!(due.is_sorted_by(|a, b| a.1.position < b.1.position), "each position once, in order");
+        Ok(due.iter().map(|(room, entry)| format!("{room}:{}", in_short(entry))).collect())
+    }
+
+    fn attached(&self, name: &str) -> Option<bool> {
+        self.state.session(&sid(name)).map(|session| self.state.is_attached(&session))
+    }
+}
+
+fn in_short(entry: &RoomEntry) -> String {
+    match &entry.what {
+        What::Message { text, .. } => text.clone(),
+        What::Joined => format!("+{}", entry.user),
+        What::Left => format!("-{}", entry.user),
+    }
+}
+
+fn at(holder: &Holder, generation: Generation) -> Holder {
+    Holder { generation, ..holder.clone() }
+}
+
+#[test]
+fn a_batch_takes_effect_once_and_in_its_turn() {
+    let mut s = Script::new();
+    let alice = s.open("a", "alice");
+    s.join(&alice, "lobby");
+    let say = |text: &str| {
+        vec![Command::Publish { by: alice.clone(), room: room("lobby"), text: text.to_owned(), mid: None }]
+    };
+    let (first, second) = (s.batch(1, say("1")), s.batch(1, say("2")));
+    let before = (s.state.position(), s.state.hash());
+    assert_eq!(s.state.apply(&second), Outcome::Skipped(Skipped::TooEarly));
+    assert_eq!((s.state.position(), s.state.hash()), before, "a skipped batch changes nothing");
+    assert!(matches!(s.state.apply(&first), Outcome::Applied(_)));
+    assert_eq!(s.state.apply(&first), Outcome::Skipped(Skipped::Repeated));
+    assert!(matches!(s.state.apply(&second), Outcome::Applied(_)));
+    assert_eq!(s.state.apply(&second), Outcome::Skipped(Skipped::Repeated));
+    assert_eq!(s.state.apply(&first), Outcome::Skipped(Skipped::Repeated));
+    assert_eq!(s.texts("lobby"), ["+alice", "1", "2"]);
+}
+
+#[test]
+fn a_batch_of_an_incarnation_that_is_not_live_does_nothing() {
+    let mut s = Script::new();
+    let alice = s.open("a", "alice");
+    let late = s.batch(1, vec![Command::Join { by: alice, room: room("lobby") }]);
+    let unknown = Batch { node: 9, ..late.clone() };
+    assert_eq!(s.state.apply(&unknown), Outcome::Skipped(Skipped::NotLive));
+    s.at = 2;
+    s.run(Command::Down { node: 1, incarnation: 1 });
+    let before = s.state.hash();
+    assert_eq!(s.state.apply(&late), Outcome::Skipped(Skipped::NotLive));
+    s.start(1);
+    assert_eq!(s.state.apply(&late), Outcome::Skipped(Skipped::NotLive));
+    assert_ne!(s.state.hash(), before, "the start itself counts");
+    assert!(s.texts("lobby").is_empty());
+}
+
+#[test]
+fn a_start_is_once_and_never_goes_back() {
+    let mut s = Script::new();
+    let started = |incarnation| Batch {
+        node: 1,
+        incarnation,
+        sequence: 1,
+        stamp: NOW,
+        commands: vec![Command::Started(NodeInfo::default())],
+    };
+    assert_eq!(s.state.apply(&started(1)), Outcome::Skipped(Skipped::Repeated));
+    assert!(matches!(s.state.apply(&started(4)), Outcome::Applied(_)));
+    assert_eq!(s.state.apply(&started(3)), Outcome::Skipped(Skipped::NotLive));
+    s.at = 2;
+    s.run(Command::Removed { node: 1 });
+    assert_eq!(s.state.apply(&started(5)), Outcome::Skipped(Skipped::NotLive), "a removed id does not come back");
+}
+
+#[test]
+fn every_command_adds_one_position_also_a_refused_one() {
+    let mut s = Script::new();
+    let alice = s.open("a", "alice");
+    let p = s.state.position().0;
+    let done = s.run_all(vec![
+        Command::Leave { by: alice.clone(), room: room("nowhere") },
+        Command::Join { by: alice.clone(), room: room("lobby") },
+        Command::Exit { by: at(&alice, 7), room: room("lobby") },
+    ]);
+    assert_eq!(done.iter().map(|a| a.position.0).collect::<Vec<_>>(), [p + 1, p + 2, p + 3]);
+    assert_eq!(done[0].reply, Reply::Refused(Refusal::NotMember));
+    assert_eq!(done[2].reply, Reply::Refused(Refusal::Moved));
+}
+
+#[test]
+fn what_an_old_generation_still_wanted_is_refused_after_a_resume() {
+    let mut s = Script::new();
+    let old = s.open("a", "alice");
+    s.join(&old, "lobby");
+    s.at = 2;
+    assert!(matches!(s.resume(&old, "a", "alice"), Reply::Seated { generation: 2, .. }));
+    let before = (s.texts("lobby"), s.state.session(&sid("a")));
+    let (by, lobby) = (old.clone(), room("lobby"));
+    for late in [
+        Command::Join { by: by.clone(), room: room("other") },
+        Command::Leave { by: by.clone(), room: lobby.clone() },
+        Command::Enter { by: by.clone(), room: lobby.clone() },
+        Command::Exit { by: by.clone(), room: lobby.clone() },
+        Command::Publish { by: by.clone(), room: lobby, text: "late".into(), mid: None },
+        Command::Close(by.clone()),
+    ] {
+        assert_eq!(s.reply(late.clone()), Reply::Refused(Refusal::Moved), "{late:?}");
+    }
+    for late in [Command::Lost(vec![by.clone()]), Command::Expire(vec![by])] {
+        assert!(s.run(late).effects.is_empty());
+    }
+    assert_eq!((s.texts("lobby"), s.state.session(&sid("a"))), before);
+    assert_eq!(s.attached("a"), Some(true));
+}
+
+#[test]
+fn expire_needs_the_generation_and_a_session_without_a_transport() {
+    let mut s = Script::new();
+    let alice = s.open("a", "alice");
+    assert!(s.run(Command::Expire(vec![alice.clone()])).effects.is_empty(), "it is attached");
+    s.run(Command::Lost(vec![alice.clone()]));
+    assert_eq!(s.attached("a"), Some(false));
+    assert_eq!(s.state.lost_sessions(), std::slice::from_ref(&alice));
+    assert!(s.run(Command::Expire(vec![at(&alice, 2)])).effects.is_empty(), "another generation");
+    let gone = s.run(Command::Expire(vec![alice.clone()]));
+    assert_eq!(gone.effects, [Effect::Unseated { holder: alice, why: Unseated::Expired }]);
+    assert_eq!(s.attached("a"), None);
+    assert!(s.state.lost_sessions().is_empty());
+}
+
+#[test]
+fn a_start_or_a_down_detaches_all_sessions_of_the_node_and_writes_none_of_them() {
+    for by_start in [true, false] {
+        let mut s = Script::new();
+        for i in 0..50 {
+            s.open(&format!("s{i}"), &format!("u{i}"));
+        }
+        s.at = 2;
+        let elsewhere = s.open("b", "bob");
+        s.state.take_changes();
+        match by_start {
+            true => s.start(1),
+            false => drop(s.run(Command::Down { node: 1, incarnation: 1 })),
+        }
+        let changed = s.state.take_changes().len();
+        assert!(changed <= 5, "{changed} pairs were written");
+        assert!((0..50).all(|i| s.attached(&format!("s{i}")) == Some(false)));
+        assert_eq!(s.attached("b"), Some(true));
+        assert_eq!(s.state.lost_sessions().len(), 50);
+        assert!(!s.state.lost_sessions().contains(&elsewhere));
+        assert!(!s.state.is_online(&ns(), &user("u7")));
+    }
+}
+
+#[test]
+fn a_down_for_another_incarnation_or_an_unknown_node_does_nothing() {
+    let mut s = Script::new();
+    s.open("a", "alice");
+    for (node, incarnation) in [(1, 0), (1, 2), (9, 1)] {
+        assert!(s.run(Command::Down { node, incarnation }).effects.is_empty());
+    }
+    assert_eq!(s.attached("a"), Some(true));
+    assert_eq!(s.state.nodes().len(), 3);
+}
+
+#[test]
+fn resume_is_a_compare_and_set() {
+    let mut s = Script::new();
+    let read = s.open("a", "alice");
+    s.stamp += 700;
+    s.run(Command::Lost(vec![read.clone()]));
+    s.stamp += 300;
+    s.at = 2;
+    let resume = Command::Resume { read: read.clone(), ns: ns(), user: user("alice"), pid: pid("a") };
+    let done = s.run(resume);
+    let Some(Effect::Seated(seat)) = done.effects.last() else { panic!("{done:?}") };
+    assert_eq!((seat.holder.generation, seat.node, seat.gap_ms), (2, 2, Some(300)));
+    s.at = 3;
+    assert_eq!(s.resume(&read, "a", "alice"), Reply::Refused(Refusal::Moved), "decided on what is not so any more");
+    let session = s.state.session(&sid("a")).unwrap();
+    assert_eq!((session.node, session.generation), (2, 2));
+    assert!(matches!(s.resume(&at(&read, 2), "a", "alice"), Reply::Seated { generation: 3, .. }));
+}
+
+#[test]
+fn resume_needs_the_secret_the_namespace_and_the_user() {
+    let mut s = Script::new();
+    let alice = s.open("a", "alice");
+    assert_eq!(s.resume(&alice, "b", "alice"), Reply::Refused(Refusal::UnknownSession));
+    let other = Namespace::new("/other").unwrap();
+    let elsewhere = Command::Resume { read: alice.clone(), ns: other, user: user("alice"), pid: pid("a") };
+    assert_eq!(s.reply(elsewhere), Reply::Refused(Refusal::UnknownSession));
+    assert_eq!(s.attached("a"), Some(true), "a guess changes nothing");
+    assert_eq!(s.resume(&alice, "a", "mallory"), Reply::Refused(Refusal::OtherUser));
+    assert_eq!(s.attached("a"), None, "the session is closed");
+    assert_eq!(s.resume(&alice, "a", "alice"), Reply::Refused(Refusal::UnknownSession));
+    assert_eq!(s.state.session_of_pid(&pid("a")), None);
+}
+
+#[test]
+fn past_the_bound_of_a_user_the_session_that_was_lost_longest_ago_goes() {
+    let mut s = Script::limited(|limits| limits.sessions_per_user = 3);
+    let (a, b) = (s.open("a", "u"), s.open("b", "u"));
+    s.at = 2;
+    s.open("c", "u");
+    assert_eq!(s.open_as("d", "u", false), Err(Refusal::TooManySessions));
+    s.stamp += 1000;
+    s.run(Command::Lost(vec![b.clone()]));
+    s.stamp += 1000;
+    s.run(Command::Down { node: 1, incarnation: 1 });
+    s.open("d", "u");
+    assert_eq!((s.attached("a"), s.attached("b")), (Some(false), None), "b was lost before a's node was");
+    s.open("e", "u");
+    assert_eq!(s.attached("a"), None);
+    assert_eq!(s.open_as("f", "u", false), Err(Refusal::TooManySessions));
+    assert_eq!(s.open_as("f", "v", false).unwrap().generation, 1, "another user has a bound of its own");
+    assert_eq!(s.state.sessions_of(&ns(), &user("u")).len(), 3);
+    drop(a);
+}
+
+#[test]
+fn a_guests_rooms_end_with_its_last_session() {
+    let mut s = Script::new();
+    let (one, two) = (s.open_as("a", "guest", true).unwrap(), s.open_as("b", "guest", true).unwrap());
+    let user_session = s.open("u", "user");
+    for name in ["x", "y"] {
+        s.join(&one, name);
+        s.join(&user_session, name);
+    }
+    s.run(Command::Close(one));
+    assert_eq!(s.state.rooms_of_user(&ns(), &user("guest")).len(), 2, "it has another session");
+    s.run(Command::Close(two));
+    assert!(s.state.rooms_of_user(&ns(), &user("guest")).is_empty());
+    assert_eq!(s.replay("u", Position(0)).unwrap(), ["x:+user", "y:+user", "x:-guest", "y:-guest"]);
+    s.run(Command::Close(user_session));
+    assert_eq!(s.state.rooms_of_user(&ns(), &user("user")).len(), 2, "a user's rooms stay");
+}
+
+#[test]
+fn guests_that_expire_together_leave_one_entry_each() {
+    let mut s = Script::new();
+    let watcher = s.open("w", "watcher");
+    let guests: Vec<Holder> =
+        ["g1", "g2", "g3"].iter().map(|name| s.open_as(name, name, true).unwrap()).collect();
+    for room in ["x", "y"] {
+        s.join(&watcher, room);
+        guests.iter().for_each(|guest| drop(s.join(guest, room)));
+    }
+    let offset = s.state.position();
+    s.run(Command::Lost(guests.clone()));
+    let expired = s.run(Command::Expire(guests));
+    assert_eq!(expired.position, s.state.position(), "a seat that follows lies above all of it");
+    let left = ["x:-g1", "y:-g1", "x:-g2", "y:-g2", "x:-g3", "y:-g3"];
+    assert_eq!(s.replay("w", offset).unwrap(), left);
+    for name in ["x", "y"] {
+        let record = s.state.room(&ns(), &room(name)).unwrap();
+        assert_eq!(record.entries, s.texts(name).len() as u64);
+        assert_eq!(record.members, 1);
+    }
+}
+
+#[test]
+fn the_same_mid_gives_the_same_place_and_no_second_message() {
+    let mut s = Script::new();
+    let (one, two) = (s.open("a", "alice"), s.open("b", "alice"));
+    let bob = s.open("c", "bob");
+    for holder in [&one, &bob] {
+        s.join(holder, "lobby");
+        s.join(holder, "other");
+    }
+    let first = s.say_once(&one, "lobby", "hello", Some("m"));
+    s.stamp += 5000;
+    let again = s.say_once(&two, "lobby", "hello", Some("m"));
+    assert_eq!(first.reply, Reply::Published { position: first.position, at: NOW });
+    assert_eq!(again.reply, first.reply);
+    assert!(again.effects.is_empty());
+    for (room, text) in [("lobby", "hullo"), ("other", "hello")] {
+        let reply = s.say_once(&one, room, text, Some("m")).reply;
+        assert_eq!(reply, Reply::Refused(Refusal::MidReused));
+    }
+    assert!(matches!(s.say_once(&bob, "lobby", "mine", Some("m")).reply, Reply::Published { .. }), "its own user's");
+    assert_eq!(s.texts("lobby"), ["+alice", "+bob", "hello", "mine"]);
+    s.leave(&one, "lobby");
+    assert_eq!(s.say_once(&two, "lobby", "hello", Some("m")).reply, first.reply, "it was accepted at the time");
+}
+
+#[test]
+fn a_mid_is_known_within_its_window_and_its_bound() {
+    let mut s = Script::limited(|limits| limits.mids_per_user = 3);
+    let alice = s.open("a", "alice");
+    s.join(&alice, "lobby");
+    let first: Vec<Applied> = ["1", "2", "3"].iter().map(|m| s.say_once(&alice, "lobby", m, Some(m))).collect();
+    for _ in 0..3 {
+        let again = s.say_once(&alice, "lobby", "1", Some("1"));
+        assert_eq!(again.reply, first[0].reply, "a full table still knows its oldest, and a retry takes no place in it");
+        assert_eq!(s.say_once(&alice, "lobby", "2", Some("2")).reply, first[1].reply);
+    }
+    s.say_once(&alice, "lobby", "4", Some("4"));
+    assert_eq!(s.say_once(&alice, "lobby", "3", Some("3")).reply, first[2].reply);
+    assert_ne!(s.say_once(&alice, "lobby", "1", Some("1")).reply, first[0].reply, "past the bound the oldest goes");
+    s.stamp += 600_000;
+    assert_eq!(s.say_once(&alice, "lobby", "3", Some("3")).reply, first[2].reply, "the window includes its end");
+    s.stamp += 1;
+    assert_ne!(s.say_once(&alice, "lobby", "3", Some("3")).reply, first[2].reply);
+}
+
+#[test]
+fn replay_is_what_lies_between_join_and_leave_both_included() {
+    let mut s = Script::new();
+    let (me, other) = (s.open("m", "me"), s.open("o", "other"));
+    s.join(&other, "r");
+    let offset = s.say(&other, "r", "before").position;
+    s.join(&me, "r");
+    s.say(&other, "r", "1");
+    let middle = s.say(&other, "r", "2").position;
+    s.leave(&me, "r");
+    s.say(&other, "r", "away");
+    s.join(&me, "r");
+    s.say(&other, "r", "3");
+    assert_eq!(s.replay("m", offset).unwrap(), ["r:+me", "r:1", "r:2", "r:-me", "r:+me", "r:3"]);
+    assert_eq!(s.replay("m", middle).unwrap(), ["r:-me", "r:+me", "r:3"]);
+    assert_eq!(s.replay("m", Position(0)), s.replay("m", offset), "nothing from before the session");
+    let seam = s.state.position();
+    s.say(&other, "r", "above the seam");
+    assert_eq!(s.replay_at("m", middle, seam, ALL).unwrap(), ["r:-me", "r:+me", "r:3"]);
+    assert_eq!(s.replay_at("m", seam, seam, ALL).unwrap(), [""; 0]);
+    assert_eq!(s.replay_at("m", Position(seam.0 + 1), seam, ALL), Err(Incomplete::Future));
+}
+
+#[test]
+fn an_offset_from_before_the_session_counts_as_its_first_position() {
+    let mut s = Script::new();
+    let old = s.open("o", "me");
+    let offset = s.join(&old, "r").position;
+    s.say(&old, "r", "1");
+    s.open("m", "me");
+    s.say(&old, "r", "2");
+    assert_eq!(s.replay("m", offset).unwrap(), ["r:2"]);
+    assert_eq!(s.replay("o", offset).unwrap(), ["r:1", "r:2"]);
+}
+
+#[test]
+fn a_third_span_drops_the_first_and_replay_from_within_it_is_refused() {
+    let mut s = Script::new();
+    let me = s.open("m", "me");
+    let first = s.join(&me, "r").position;
+    let left = s.leave(&me, "r").position;
+    for _ in 0..2 {
+        s.join(&me, "r");
+        s.leave(&me, "r");
+    }
+    assert_eq!(s.replay("m", first), Err(Incomplete::Trimmed));
+    assert_eq!(s.replay("m", Position(left.0 - 1)), Err(Incomplete::Trimmed));
+    assert_eq!(s.replay("m", left).unwrap(), ["r:+me", "r:-me", "r:+me", "r:-me"]);
+}
+
+#[test]
+fn replay_is_refused_when_the_floor_is_above_the_offset() {
+    let mut s = Script::limited(|limits| limits.history_size = 3);
+    let me = s.open("m", "me");
+    let joined = s.join(&me, "r").position;
+    let said: Vec<Position> = (0..4).map(|i| s.say(&me, "r", &i.to_string()).position).collect();
+    assert_eq!(s.state.room(&ns(), &room("r")).unwrap().floor, said[0]);
+    assert_eq!(s.replay("m", joined), Err(Incomplete::Trimmed));
+    assert_eq!(s.replay("m", said[0]).unwrap(), ["r:1", "r:2", "r:3"]);
+}
+
+#[test]
+fn replay_is_refused_when_a_span_that_was_due_is_trimmed_away() {
+    let mut s = Script::limited(|limits| limits.history_size = 3);
+    let (me, other) = (s.open("m", "me"), s.open("o", "other"));
+    s.join(&other, "r");
+    s.join(&other, "quiet");
+    let offset = s.join(&me, "r").position;
+    s.say(&other, "r", "due");
+    let left = s.leave(&me, "r").position;
+    for i in 0..5 {
+        s.say(&other, "r", &i.to_string());
+    }
+    assert_eq!(s.state.spans(&ns(), &user("me"), &room("r")), None, "nothing of it can be replayed");
+    assert_eq!(s.replay("m", offset), Err(Incomplete::Trimmed));
+    assert_eq!(s.replay("m", left).unwrap(), [""; 0], "its end was heard");
+    let fresh = s.open("n", "me");
+    assert_eq!(s.replay("n", offset).unwrap(), [""; 0], "a later session misses nothing");
+    let pairs = s.state.pairs().count();
+    s.run(Command::Close(me));
+    s.run(Command::Close(fresh));
+    assert!(s.state.pairs().count() < pairs - 2 * 4, "what remembered it goes with the user's last session");
+}
+
+#[test]
+fn a_replay_past_its_limit_is_refused() {
+    let mut s = Script::new();
+    let me = s.open("m", "me");
+    s.join(&me, "r");
+    (0..3).for_each(|_| drop(s.say(&me, "r", "12345")));
+    let seam = s.state.position();
+    let with = |entries, bytes| s.replay_at("m", Position(0), seam, ReplayLimit { entries, bytes });
+    assert_eq!(with(4, 15).unwrap().len(), 4);
+    assert_eq!(with(3, 15), Err(Incomplete::TooLong));
+    assert_eq!(with(4, 14), Err(Incomplete::TooLong));
+}
+
+#[test]
+fn what_a_session_heard_as_an_entered_one_is_replayed_also_when_its_user_joined_since() {
+    let mut s = Script::new();
+    let (me, tab, other) = (s.open("m", "me"), s.open("t", "me"), s.open("o", "other"));
+    s.join(&other, "r");
+    let entered = s.enter(&me, "r").position;
+    s.say(&other, "r", "1");
+    s.join(&tab, "r");
+    s.say(&other, "r", "2");
+    let seam = s.state.position();
+    assert_eq!(s.replay("m", entered).unwrap(), ["r:1", "r:+me", "r:2"]);
+    assert_eq!(s.replay("t", entered).unwrap(), ["r:+me", "r:2"]);
+    let exactly = ReplayLimit { entries: 3, bytes: 2 };
+    assert_eq!(s.replay_at("m", entered, seam, exactly).unwrap().len(), 3, "an entry is counted once");
+    s.leave(&tab, "r");
+    s.say(&other, "r", "3");
+    assert_eq!(s.replay("m", entered).unwrap(), ["r:1", "r:+me", "r:2", "r:-me", "r:3"]);
+}
+
+#[test]
+fn history_is_trimmed_by_number_bytes_and_age_and_the_newest_stays() {
+    let mut s = Script::limited(|limits| {
+        limits.history_size = 4;
+        limits.history_bytes = 4 * 64 + 100;
+        limits.history_ttl_ms = 10_000;
+    });
+    let me = s.open("m", "me");
+    s.join(&me, "r");
+    (1..=5).for_each(|i| drop(s.say(&me, "r", &i.to_string())));
+    assert_eq!(s.texts("r"), ["2", "3", "4", "5"]);
+    s.say(&me, "r", &"x".repeat(90));
+    s.say(&me, "r", &"y".repeat(90));
+    assert_eq!(s.texts("r").len(), 2);
+    s.say(&me, "r", &"z".repeat(1000));
+    assert_eq!(s.texts("r"), ["z".repeat(1000)], "somebody was just told that it is there");
+    s.say(&me, "r", "6");
+    s.stamp += 10_000;
+    s.say(&me, "r", "7");
+    assert_eq!(s.texts("r"), ["6", "7"]);
+    s.stamp += 1;
+    s.say(&me, "r", "8");
+    assert_eq!(s.texts("r"), ["7", "8"]);
+    let record = s.state.room(&ns(), &room("r")).unwrap();
+    assert_eq!((record.entries, record.bytes), (2, 2 * 65));
+    let (above, more) = s.state.history(&ns(), &room("r"), Some(record.floor), None, 10, |_| true);
+    assert_eq!((above.len(), more), (2, false), "whole above the floor");
+}
+
+#[test]
+fn a_leaders_clock_may_jump_and_the_states_clock_never_goes_back() {
+    let mut s = Script::new();
+    let alice = s.open("a", "alice");
+    let bob = s.open("b", "bob");
+    s.join(&alice, "lobby");
+    s.run(Command::Lost(vec![bob]));
+    let mut clock = s.state.clock();
+    for stamp in [NOW + HOUR, NOW, NOW + DAY, NOW - DAY, 0, NOW + DAY + 1] {
+        s.stamp = stamp;
+        let said = s.say(&alice, "lobby", &stamp.to_string());
+        assert!(s.state.clock() >= clock && said.at == s.state.clock());
+        clock = s.state.clock();
+    }
+    assert_eq!(clock, NOW + DAY + 1);
+    assert_eq!((s.attached("a"), s.attached("b")), (Some(true), Some(false)), "a clock ends no session");
+    assert_eq!(s.texts("lobby").len(), 7, "a day ahead empties no room that keeps a week");
+}
+
+#[test]
+fn the_two_views_are_mutual_inverses() {
+    let mut s = Script::new();
+    let a = s.open("a", "alice");
+    let b = s.open("b", "alice");
+    let c = s.open("c", "bob");
+    s.join(&a, "both");
+    s.enter(&b, "both");
+    s.enter(&b, "own");
+    s.enter(&c, "own");
+    let sids = |s: &Script, name| s.state.sids_in_room(&ns(), &room(name));
+    assert_eq!(sids(&s, "both"), [sid("a"), sid("b")]);
+    assert_eq!(sids(&s, "own"), [sid("b"), sid("c")]);
+    s.leave(&a, "both");
+    assert_eq!(sids(&s, "both"), [sid("b")], "what it entered for itself stays");
+    s.run(Command::Close(b));
+    assert_eq!(sids(&s, "own"), [sid("c")]);
+    assert!(sids(&s, "both").is_empty());
+}
+
+#[test]
+fn the_drain_token_is_held_by_one_node() {
+    let mut s = Script::new();
+    assert_eq!(s.reply(Command::TakeDrain { force: false }), Reply::Done);
+    assert_eq!(s.reply(Command::TakeDrain { force: false }), Reply::Done, "it has it already");
+    s.at = 2;
+    assert_eq!(s.reply(Command::TakeDrain { force: false }), Reply::Refused(Refusal::DrainHeld(1)));
+    s.run(Command::EndDrain { node: 2 });
+    assert_eq!(s.state.drain().map(|drain| drain.node), Some(1), "only its holder's token ends");
+    assert_eq!(s.reply(Command::TakeDrain { force: true }), Reply::Done);
+    assert_eq!(s.state.drain().map(|drain| drain.node), Some(2));
+    s.at = 3;
+    s.run(Command::Removed { node: 2 });
+    assert_eq!(s.state.drain(), None);
+}
