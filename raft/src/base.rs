@@ -242,8 +242,12 @@ fn load(db: &Db, path: &Path) -> Result<Found> {
 
 fn read_current(dir: &Path) -> Result<Option<PathBuf>> {
     let file = dir.join(CURRENT);
-    match fs::read_to_string(&file) {
-        Ok(name) => Ok(Some(dir.join(name.trim()))),
+    match fs::read(&file) {
+        // Anything else than a number is damage: then nothing here can be trusted.
+        Ok(name) => Ok(std::str::from_utf8(&name)
+            .ok()
+            .and_then(|name| name.trim().parse::<u64>().ok())
+            .map(|number| dir.join(number.to_string()))),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(disk::failed("read", &file, &e)),
     }

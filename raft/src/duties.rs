@@ -60,7 +60,8 @@ impl Duties {
             let now = tick.tick().await;
             self.proposals.time_out(now);
             self.peers.set_peers(self.consensus.members());
-            let contact = self.consensus.last_contact();
+            // A node that has just begun to lead, or to follow, has heard nobody in that part: what it heard before counts.
+            let contact = self.consensus.last_contact().max(*self.contact.borrow());
             self.contact.send_replace(contact);
             let silent = contact.is_none_or(|at| now.duration_since(at) >= SILENCE_MAX);
             let refuse = silent || !*self.started.borrow_and_update();

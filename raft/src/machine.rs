@@ -152,6 +152,8 @@ impl Machine {
             (_, None) => false,
         };
         let start = if behind { snapshots.newest().map(|(_, state, point)| (state, point)) } else { None };
+        // The newest may turn out to be damaged, and the one before it to be older than the checkpoint.
+        let start = start.filter(|(_, point)| found.as_ref().is_none_or(|(_, known)| index(point) > index(known)));
         let rebuilt = start.is_some();
         let (state, point) = match start.or(found) {
             Some((state, point)) => (state, Some(point)),
@@ -233,18 +235,18 @@ impl Replica {
         let mine = batch.node == self.node;
         let mut tickets = if mine { self.proposals.land(batch, &outcome) } else { Vec::new() }.into_iter();
         let Outcome::Applied(commands) = outcome else { return None };
-        if mine && batch.incarnation == self.proposals.incarnation() {
-            self.playing.store(true, Ordering::Relaxed);
-        }
-        if !self.playing.load(Ordering::Relaxed) {
-            return None;
-        }
         for effect in commands.iter().flat_map(|applied| &applied.effects) {
             if let Effect::Down { node, incarnation } = effect
                 && *node == self.node
             {
                 self.proposals.end_incarnation(*incarnation);
             }
+        }
+        if mine && batch.incarnation == self.proposals.incarnation() {
+            self.playing.store(true, Ordering::Relaxed);
+        }
+        if !self.playing.load(Ordering::Relaxed) {
+            return None;
         }
         let with_ticket = |applied| (applied, tickets.next().unwrap_or_else(Ticket::nobody));
         Some(Play::Commands(commands.into_iter().map(with_ticket).collect()))

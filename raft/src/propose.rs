@@ -185,6 +185,13 @@ impl Proposals {
         lock(&self.queue).refusing = None;
     }
 
+    /// Ends it for good, once nobody sends and nobody watches the time any more: all who wait hear `unavailable`.
+    pub fn close(&self, why: &str) {
+        self.refuse(why);
+        let flight = lock(&self.flight).take();
+        drop(flight);
+    }
+
     /// Waits for commands and makes the next batch of them. It is in flight from now on.
     pub async fn next_batch(&self, node: u64, after: Landed) -> Batch {
         loop {
@@ -217,7 +224,8 @@ impl Proposals {
         commands: Vec<Command>,
         tickets: Vec<Ticket>,
     ) -> Batch {
-        *lock(&self.flight) = Some(Flight { incarnation, sequence, tickets, since: Instant::now() });
+        let before = lock(&self.flight).replace(Flight { incarnation, sequence, tickets, since: Instant::now() });
+        drop(before); // Outside the lock: whoever still waited for it hears `unavailable`.
         Batch { node, incarnation, sequence, stamp: 0, commands }
     }
 

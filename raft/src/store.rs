@@ -228,9 +228,10 @@ impl Store {
                 Err(e) => return Err(Error::fatal(e)),
             }
         }
-        // Nothing older than what this node served before its restart.
-        while self.0.consensus.raft.wait_for_recovery(Some(Duration::from_secs(5))).await.is_err() {
-            tracing::warn!("still catching up with what was committed before the start");
+        // Nothing older than what this node served before its restart. openraft's own wait for it is over only when the log
+        // has no uncommitted end, which under load may never be seen.
+        while let Err(e) = self.linearizable().await {
+            tracing::warn!("still catching up with what was committed before the start: {e}");
         }
         Ok(())
     }
@@ -391,6 +392,8 @@ impl Store {
         self.0.stop.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
+        // Again: until a moment ago the node's tasks could have taken proposals in.
+        self.0.proposals.close("this node is stopping");
         if let Err(e) = self.0.consensus.raft.shutdown().await {
             tracing::error!("Raft did not stop cleanly: {e}");
         }
