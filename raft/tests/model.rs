@@ -1,0 +1,453 @@
+//! Random histories against a model of sets and vectors: what the state knows is what the model knows, and neither
+//! snapshots nor checkpoints on the way change a byte of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use moim_raft::{
+    command::{
+        Batch, Command, Holder, Limits, Namespace, NodeInfo, Position, Reply, Room, RoomEntry, Sid, User, What,
+    },
+    state::{
+        Outcome, State,
+        replay::{Incomplete, ReplayLimit},
+    },
+};
+
+const SEQUENCES: u64 = 300;
+const COMMANDS: usize = 200;
+const HISTORY: usize = 8;
+const USERS: u64 = 5;
+const ROOMS: u64 = 4;
+const NODES: u64 = 3;
+
+/// xorshift64*: small, and the same everywhere.
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
+    }
+}
+
+fn ns() -> Namespace {
+    Namespace::new("/chat").unwrap()
+}
+
+fn room(n: u64) -> Room {
+    Room::new(format!("room {n}")).unwrap()
+}
+
+fn user(n: u64) -> User {
+    User::new(format!("user {n}")).unwrap()
+}
+
+/// The last users are guests.
+fn is_guest(n: u64) -> bool {
+    n >= USERS - 2
+}
+
+fn sid(n: u64) -> Sid {
+    Sid::parse(&format!("{n:020}")).unwrap()
+}
+
+#[derive(Clone)]
+struct Seat {
+    user: u64,
+    generation: u64,
+    /// Rooms that it entered, and where.
+    entered: BTreeMap<u64, u64>,
+    node: u64,
+    incarnation: u64,
+    lost: bool,
+    first: u64,
+}
+
+/// An entry, and which users were members when it was written.
+struct Entry {
+    position: u64,
+    room: u64,
+    what: String,
+    members: BTreeSet<u64>,
+}
+
+#[derive(Default)]
+struct Model {
+    position: u64,
+    live: BTreeMap<u64, u64>,
+    seats: BTreeMap<u64, Seat>,
+    members: BTreeSet<(u64, u64)>,
+    log: Vec<Entry>,
+    /// (user, room) and where it left.
+    leaves: Vec<(u64, u64, u64)>,
+}
+
+impl Model {
+    fn write(&mut self, room: u64, what: String) {
+        let members = self.members.iter().filter(|(r, _)| *r == room).map(|(_, user)| *user).collect();
+        self.log.push(Entry { position: self.position, room, what, members });
+    }
+
+    fn held(&mut self, by: &(u64, u64)) -> Option<&mut Seat> {
+        self.seats.get_mut(&by.0).filter(|seat| seat.generation == by.1)
+    }
+
+    fn leave(&mut self, room: u64, user: u64) {
+        self.write(room, format!("-{user}"));
+        self.members.remove(&(room, user));
+        self.leaves.push((user, room, self.position));
+    }
+
+    fn end(&mut self, sid: u64) {
+        let user = self.seats.remove(&sid).unwrap().user;
+        if is_guest(user) && !self.seats.values().any(|seat| seat.user == user) {
+            for room in (0..ROOMS).filter(|room| self.members.contains(&(*room, user))).collect::<Vec<_>>() {
+                self.position += 1;
+                self.leave(room, user);
+            }
+        }
+    }
+
+    fn attached(&self, seat: &Seat) -> bool {
+        !seat.lost && self.live.get(&seat.node) == Some(&seat.incarnation)
+    }
+
+    fn rooms(&self, seat: &Seat) -> BTreeSet<u64> {
+        let joined = self.members.iter().filter(|(_, user)| *user == seat.user).map(|(room, _)| *room);
+        joined.chain(seat.entered.keys().copied()).collect()
+    }
+
+    fn kept(&self, room: u64) -> Vec<(u64, String)> {
+        let all: Vec<_> = self.log.iter().filter(|e| e.room == room).map(|e| (e.position, e.what.clone())).collect();
+        all[all.len().saturating_sub(HISTORY)..].to_vec()
+    }
+
+    fn due(&self, seat: &Seat, offset: u64, seam: u64) -> Vec<(u64, String)> {
+        let offset = offset.max(seat.first);
+        let heard = |e: &&Entry| {
+            e.members.contains(&seat.user) || seat.entered.get(&e.room).is_some_and(|entered| *entered < e.position)
+        };
+        let due = self.log.iter().filter(|e| e.position > offset && e.position <= seam).filter(heard);
+        due.map(|e| (e.position, e.what.clone())).collect()
+    }
+}
+
+/// What a script can ask for, in the model's words. A holder is (sid, generation).
+enum Wish {
+    Open(u64, u64),
+    Resume((u64, u64)),
+    Lost(Vec<(u64, u64)>),
+    Expire(Vec<(u64, u64)>),
+    Close((u64, u64)),
+    Join((u64, u64), u64),
+    Leave((u64, u64), u64),
+    Enter((u64, u64), u64),
+    Exit((u64, u64), u64),
+    Say((u64, u64), u64),
+    Down(u64),
+}
+
+struct Run {
+    rng: Rng,
+    model: Model,
+    state: State,
+    /// The same log, with a snapshot now and then.
+    reloaded: State,
+    /// What checkpoints have written so far.
+    checkpoint: BTreeMap<Vec<u8>, Vec<u8>>,
+    incarnations: BTreeMap<u64, (u64, u64)>,
+    sids: u64,
+    refusals: usize,
+    replays: usize,
+}
+
+impl Run {
+    fn holder(&mut self) -> (u64, u64) {
+        let sid = self.rng.below(self.sids + 1);
+        let generation = self.model.seats.get(&sid).map_or(1, |seat| seat.generation);
+        let stale = self.rng.below(8) == 0;
+        (sid, if stale { generation.saturating_sub(1) } else { generation })
+    }
+
+    fn wish(&mut self) -> Wish {
+        let (by, room) = (self.holder(), self.rng.below(ROOMS));
+        match self.rng.below(40) {
+            0..4 => {
+                self.sids += 1;
+                Wish::Open(self.sids, self.rng.below(USERS))
+            }
+            4..7 => Wish::Resume(by),
+            7..9 => Wish::Lost(vec![by, self.holder()]),
+            9..11 => Wish::Expire((0..4).map(|_| self.holder()).collect()),
+            11 => Wish::Close(by),
+            12..17 => Wish::Join(by, room),
+            17..20 => Wish::Leave(by, room),
+            20..23 => Wish::Enter(by, room),
+            23..25 => Wish::Exit(by, room),
+            25 if self.rng.below(3) == 0 => Wish::Down(1 + self.rng.below(NODES)),
+            _ => Wish::Say(by, room),
+        }
+    }
+
+    fn command(&self, wish: &Wish) -> Command {
+        let holder = |(n, generation): &(u64, u64)| Holder { sid: sid(*n), generation: *generation };
+        let pid = |n: u64| [n as u8; 32];
+        let whose = |n: &u64| user(self.model.seats.get(n).map_or(0, |seat| seat.user));
+        match wish {
+            Wish::Open(n, who) => {
+                Command::Open { sid: sid(*n), ns: ns(), user: user(*who), guest: is_guest(*who), pid: pid(*n) }
+            }
+            Wish::Resume(by) => Command::Resume { read: holder(by), ns: ns(), user: whose(&by.0), pid: pid(by.0) },
+            Wish::Lost(all) => Command::Lost(all.iter().map(holder).collect()),
+            Wish::Expire(all) => Command::Expire(all.iter().map(holder).collect()),
+            Wish::Close(by) => Command::Close(holder(by)),
+            Wish::Join(by, r) => Command::Join { by: holder(by), room: room(*r) },
+            Wish::Leave(by, r) => Command::Leave { by: holder(by), room: room(*r) },
+            Wish::Enter(by, r) => Command::Enter { by: holder(by), room: room(*r) },
+            Wish::Exit(by, r) => Command::Exit { by: holder(by), room: room(*r) },
+            Wish::Say(by, r) => {
+                Command::Publish { by: holder(by), room: room(*r), text: "hello".to_owned(), mid: None }
+            }
+            Wish::Down(node) => {
+                Command::Down { node: *node, incarnation: self.incarnations.get(node).map_or(0, |(inc, _)| *inc) }
+            }
+        }
+    }
+
+    /// The model's own idea of a command; whether it took effect.
+    fn carry_out(model: &mut Model, node: u64, incarnation: u64, wish: Wish) -> bool {
+        model.position += 1;
+        let position = model.position;
+        match wish {
+            Wish::Open(n, user) => {
+                let (generation, entered) = (1, BTreeMap::new());
+                let seat = Seat { user, generation, entered, node, incarnation, lost: false, first: position };
+                model.seats.insert(n, seat);
+            }
+            Wish::Resume(by) => {
+                let Some(seat) = model.held(&by) else { return false };
+                *seat = Seat { generation: by.1 + 1, node, incarnation, lost: false, ..seat.clone() };
+            }
+            Wish::Lost(all) => all.iter().for_each(|by| _ = model.held(by).map(|seat| seat.lost = true)),
+            Wish::Expire(all) => {
+                for by in all {
+                    if model.held(&by).cloned().is_some_and(|seat| !model.attached(&seat)) {
+                        model.end(by.0);
+                    }
+                }
+            }
+            Wish::Close(by) => {
+                if model.held(&by).is_none() {
+                    return false;
+                }
+                model.end(by.0);
+            }
+            Wish::Join(by, room) => {
+                let Some(user) = model.held(&by).map(|seat| seat.user) else { return false };
+                if model.members.insert((room, user)) {
+                    model.write(room, format!("+{user}"));
+                }
+            }
+            Wish::Leave(by, room) => {
+                let Some(user) = model.held(&by).map(|seat| seat.user) else { return false };
+                if !model.members.contains(&(room, user)) {
+                    return false;
+                }
+                model.leave(room, user);
+            }
+            Wish::Enter(by, room) => {
+                let Some(seat) = model.held(&by) else { return false };
+                seat.entered.entry(room).or_insert(position);
+            }
+            Wish::Exit(by, room) => return model.held(&by).is_some_and(|seat| seat.entered.remove(&room).is_some()),
+            Wish::Say(by, room) => {
+                let Some(seat) = model.held(&by).cloned() else { return false };
+                if !model.rooms(&seat).contains(&room) {
+                    return false;
+                }
+                model.write(room, format!("{}: hello", seat.user));
+            }
+            Wish::Down(node) => _ = model.live.remove(&node),
+        }
+        true
+    }
+
+    fn apply(&mut self, batch: &Batch) -> Outcome {
+        let outcome = self.state.apply(batch);
+        assert_eq!(self.reloaded.apply(batch), outcome);
+        if self.rng.below(30) == 0 {
+            let pairs = self.reloaded.pairs().map(|(key, value)| (key.to_vec(), value.to_vec()));
+            self.reloaded = State::load(pairs.collect::<Vec<_>>());
+        }
+        if self.rng.below(10) == 0 {
+            self.write_checkpoint();
+        }
+        outcome
+    }
+
+    fn write_checkpoint(&mut self) {
+        for (key, value) in self.state.take_changes() {
+            match value {
+                Some(value) => drop(self.checkpoint.insert(key, value)),
+                None => drop(self.checkpoint.remove(&key)),
+            }
+        }
+    }
+
+    fn start(&mut self, node: u64) {
+        let (incarnation, sequence) = self.incarnations.entry(node).or_default();
+        (*incarnation, *sequence) = (*incarnation + 1, 1);
+        let commands = vec![Command::Started(NodeInfo::default())];
+        let batch = Batch { node, incarnation: *incarnation, sequence: 1, stamp: 0, commands };
+        self.model.live.insert(node, *incarnation);
+        self.model.position += 1;
+        assert!(matches!(self.apply(&batch), Outcome::Applied(_)));
+    }
+
+    /// A batch of a few commands from some node; commands later in it are chosen knowing those before.
+    fn step(&mut self) {
+        let node = 1 + self.rng.below(NODES);
+        if self.rng.below(60) == 0 {
+            self.start(node);
+        }
+        let (incarnation, sequence) = self.incarnations[&node];
+        if !self.model.live.contains_key(&node) {
+            let batch = Batch { node, incarnation, sequence: sequence + 1, stamp: 0, commands: vec![] };
+            assert!(matches!(self.apply(&batch), Outcome::Skipped(_)));
+            return self.start(node);
+        }
+        let (mut commands, mut worked, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..=self.rng.below(4) {
+            let wish = self.wish();
+            commands.push(self.command(&wish));
+            worked.push(Self::carry_out(&mut self.model, node, incarnation, wish));
+            positions.push(self.model.position);
+        }
+        self.incarnations.insert(node, (incarnation, sequence + 1));
+        let stamp = self.rng.below(1_000_000);
+        let batch = Batch { node, incarnation, sequence: sequence + 1, stamp, commands };
+        let Outcome::Applied(applied) = self.apply(&batch) else { panic!("a live node's next batch was skipped") };
+        for (i, done) in applied.iter().enumerate() {
+            assert_eq!(!matches!(done.reply, Reply::Refused(_)), worked[i], "{:?}: {:?}", batch.commands[i], done.reply);
+            assert_eq!(done.position.0, positions[i], "{:?}", batch.commands[i]);
+        }
+    }
+
+    fn compare(&mut self) {
+        let (model, state) = (&self.model, &self.state);
+        assert_eq!(state.position().0, model.position);
+        assert_eq!(state.sessions_after(None).count(), model.seats.len());
+        for r in 0..ROOMS {
+            let members: BTreeSet<User> = state.members(&ns(), &room(r), None, usize::MAX).into_iter().collect();
+            let expected = model.members.iter().filter(|(room, _)| *room == r).map(|(_, who)| user(*who)).collect();
+            assert_eq!(members, expected);
+            let sids: Vec<Sid> = state.sids_in_room(&ns(), &room(r));
+            let inside = model.seats.iter().filter(|(_, seat)| model.rooms(seat).contains(&r));
+            assert_eq!(sids, inside.map(|(n, _)| sid(*n)).collect::<Vec<_>>());
+            let (history, _) = state.history(&ns(), &room(r), None, None, usize::MAX, |_| true);
+            assert_eq!(in_short(&history), model.kept(r));
+            if let Some(record) = state.room(&ns(), &room(r)) {
+                assert_eq!((record.members, record.entries), (members.len() as u64, history.len() as u64));
+            }
+        }
+        for (n, seat) in &model.seats {
+            let session = state.session(&sid(*n)).expect("the model has it");
+            assert_eq!((session.generation, state.is_attached(&session)), (seat.generation, model.attached(seat)));
+            let rooms: Vec<Room> = model.rooms(seat).into_iter().map(room).collect();
+            assert_eq!(state.rooms_of_session(&session), rooms);
+        }
+        let lost: BTreeSet<Sid> = state.lost_sessions().into_iter().map(|holder| holder.sid).collect();
+        let expected = model.seats.iter().filter(|(_, seat)| !model.attached(seat)).map(|(n, _)| sid(*n)).collect();
+        assert_eq!(lost, expected);
+        self.compare_replays();
+    }
+
+    fn compare_replays(&mut self) {
+        const ALL: ReplayLimit = ReplayLimit { entries: usize::MAX, bytes: usize::MAX };
+        let (model, state) = (&self.model, &self.state);
+        let kept: BTreeSet<u64> = (0..ROOMS).flat_map(|r| model.kept(r)).map(|(position, _)| position).collect();
+        for (n, seat) in &model.seats {
+            let session = state.session(&sid(*n)).unwrap();
+            let offset = self.rng.below(model.position + 1);
+            let due = model.due(seat, offset, model.position);
+            match state.replay(&session, Position(offset), Position(model.position), ALL) {
+                Ok(entries) => {
+                    self.replays += 1;
+                    let entries: Vec<RoomEntry> = entries.into_iter().map(|(_, entry)| entry).collect();
+                    assert_eq!(in_short(&entries), due, "{n} from {offset}");
+                }
+                Err(why) => {
+                    assert_eq!(why, Incomplete::Trimmed);
+                    self.refusals += 1;
+                    let trimmed = due.iter().any(|(position, _)| !kept.contains(position));
+                    let since = offset.max(seat.first);
+                    let spans = |r| model.leaves.iter().filter(|l| (l.0, l.1) == (seat.user, r) && l.2 > since).count();
+                    let dropped = (0..ROOMS).any(|r| spans(r) >= 2);
+                    assert!(trimmed || dropped, "{n} from {offset} was refused for nothing");
+                }
+            }
+        }
+    }
+}
+
+fn in_short(entries: &[RoomEntry]) -> Vec<(u64, String)> {
+    let who = |entry: &RoomEntry| entry.user.as_str().trim_start_matches("user ").to_owned();
+    let short = |entry: &RoomEntry| match &entry.what {
+        What::Message { text, .. } => format!("{}: {text}", who(entry)),
+        What::Joined => format!("+{}", who(entry)),
+        What::Left => format!("-{}", who(entry)),
+    };
+    entries.iter().map(|entry| (entry.position.0, short(entry))).collect()
+}
+
+#[test]
+fn random_histories_agree_with_a_naive_model_wherever_snapshots_fall() {
+    let (mut replays, mut refusals) = (0, 0);
+    for seed in 1..=SEQUENCES {
+        println!("seed {seed}");
+        let mut run = Run {
+            rng: Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            model: Model::default(),
+            state: State::default(),
+            reloaded: State::default(),
+            checkpoint: BTreeMap::new(),
+            incarnations: BTreeMap::new(),
+            sids: 0,
+            refusals: 0,
+            replays: 0,
+        };
+        (1..=NODES).for_each(|node| run.start(node));
+        let limits = Limits {
+            history_size: HISTORY as u64,
+            sessions_per_user: 1000,
+            history_ttl_ms: u64::MAX,
+            ..Limits::default()
+        };
+        let (node, sequence) = (1, 2);
+        let commands = vec![Command::SetLimits(limits)];
+        run.apply(&Batch { node, incarnation: 1, sequence, stamp: 0, commands });
+        run.incarnations.insert(node, (1, sequence));
+        run.model.position += 1;
+        let mut looked = 0;
+        while run.model.position < COMMANDS as u64 {
+            run.step();
+            if run.model.position >= looked + 10 {
+                looked = run.model.position;
+                run.compare();
+            }
+        }
+        run.compare();
+        run.write_checkpoint();
+        let pairs: BTreeMap<Vec<u8>, Vec<u8>> =
+            run.state.pairs().map(|(key, value)| (key.to_vec(), value.to_vec())).collect();
+        assert!(run.reloaded.pairs().eq(run.state.pairs()), "snapshots on the way change nothing");
+        assert_eq!(run.reloaded.hash(), run.state.hash());
+        assert_eq!(run.checkpoint, pairs, "checkpoints add up to the state");
+        assert_eq!(State::load(run.checkpoint).hash(), run.state.hash());
+        (replays, refusals) = (replays + run.replays, refusals + run.refusals);
+    }
+    println!("{replays} replays, {refusals} refused");
+    assert!(replays > 1000 && refusals > 100, "{replays} replays and {refusals} refusals are no test");
+}
