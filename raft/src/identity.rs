@@ -58,10 +58,17 @@ pub struct Identity {
     stored: Stored,
     /// The cluster that the marker names, when the folder itself was found empty.
     lost: Option<ClusterId>,
-    _lock: File,
+    lock: File,
 }
 
 impl Identity {
+    /// Gives the folder up, when nothing of this process writes into it any more. Dropping does the same.
+    pub fn unlock(&self) {
+        if let Err(e) = self.lock.unlock() {
+            tracing::warn!("the lock of {} ends with this process only: {e}", self.dir.display());
+        }
+    }
+
     /// Opens the folder, makes it (and a node id) if there is none, and keeps it locked until dropped.
     ///
     /// # Errors
@@ -79,7 +86,7 @@ impl Identity {
         };
         // Judged by what the folder says, not by whether it is new: its second start must not forget that it was lost.
         let lost = marker.clone().filter(|_| stored.belongs == Belongs::Nowhere);
-        let mut identity = Self { dir, stored: stored.clone(), lost, _lock: lock };
+        let mut identity = Self { dir, stored: stored.clone(), lost, lock };
         match &stored.belongs {
             Belongs::Settled { cluster, .. } if marker.as_ref() != Some(cluster) => identity.write_marker(cluster)?,
             _ if new => identity.store(stored)?,

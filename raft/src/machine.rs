@@ -24,9 +24,10 @@ use openraft::{
     type_config::alias::SnapshotOf,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     base::{Base, Point},
@@ -131,11 +132,16 @@ pub struct Machine {
     base: Base,
     snapshots: Snapshots,
     feed: mpsc::Sender<Play>,
+    stop: CancellationToken,
     checkpointed: Instant,
+    /// Dropped last of all: then the checkpoint of a clean stop is written.
+    _alive: oneshot::Sender<()>,
 }
 
 impl Machine {
-    /// Starts from the newer of checkpoint and snapshot file; openraft applies the rest of the log.
+    /// Starts from the newer of checkpoint and snapshot file; openraft applies the rest of the log. After `stop` apply
+    /// does not wait for the player any more; what comes of the receiver tells when all of it is over.
+    #[allow(clippy::too_many_arguments, reason = "each is a part that it owns from now on")]
     pub fn open(
         node: NodeId,
         base: Base,
@@ -143,7 +149,8 @@ impl Machine {
         snapshots: Snapshots,
         proposals: Arc<Proposals>,
         feed: mpsc::Sender<Play>,
-    ) -> Result<Self> {
+        stop: CancellationToken,
+    ) -> Result<(Self, oneshot::Receiver<()>)> {
         let index = |point: &Point| point.applied.map(|id| id.index);
         let header = snapshots.newest_header().map(|(_, point)| point);
         let behind = match (&found, &header) {
@@ -170,7 +177,9 @@ impl Machine {
         }
         let applied = watch::channel(inner.applied.as_ref().map_or(0, |id| id.index)).0;
         let replica = Arc::new(Replica { node, inner: Mutex::new(inner), applied, proposals, playing: false.into() });
-        Ok(Self { replica, base, snapshots, feed, checkpointed: Instant::now() })
+        let (alive, gone) = oneshot::channel();
+        let machine = Self { replica, base, snapshots, feed, stop, checkpointed: Instant::now(), _alive: alive };
+        Ok((machine, gone))
     }
 
     pub fn replica(&self) -> Arc<Replica> {
@@ -186,11 +195,19 @@ impl Machine {
         let index = entry.log_id.index;
         let play = self.replica.apply(entry)?;
         if let Some(play) = play {
-            // A closed feed means that the node is stopping; what is not played was not acknowledged either.
-            _ = self.feed.send(play).await;
+            self.feed(play).await;
         }
         self.replica.applied.send_replace(index);
         Ok(())
+    }
+
+    /// Waits for the player, unless the node is stopping: what is not played then was not acknowledged either.
+    async fn feed(&self, play: Play) {
+        tokio::select! {
+            biased;
+            _ = self.feed.send(play) => {}
+            () = self.stop.cancelled() => {}
+        }
     }
 
     fn checkpoint(&mut self, now: bool) {
@@ -307,7 +324,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         if let Some(me) = me {
             self.replica.proposals.jump(me.incarnation, me.sequence, me.live);
         }
-        _ = self.feed.send(Play::Installed).await;
+        self.feed(Play::Installed).await;
         self.replica.applied.send_replace(index);
         Ok(())
     }

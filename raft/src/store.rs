@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -48,6 +48,10 @@ const SNAPSHOT_EVERY: u64 = 20_000;
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// Ephemeral frames of other nodes that wait to be worked on; the next is dropped.
 const BUS_FRAMES_MAX: usize = 4096;
+/// How long a close waits for the last checkpoint.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a leader that was just elected waits to hear of somebody who could take over.
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a leader waits for another node to take over.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -112,6 +116,7 @@ struct Inner {
     replica: Arc<Replica>,
     proposals: Arc<Proposals>,
     log: Log,
+    machine_gone: Mutex<Option<oneshot::Receiver<()>>>,
     checkpoint_failed: watch::Receiver<Option<String>>,
     fatal: watch::Sender<Option<String>>,
     waiting: watch::Receiver<String>,
@@ -142,7 +147,9 @@ impl Store {
         let (bus_feed, bus) = mpsc::channel(BUS_FRAMES_MAX);
         let proposals = Arc::new(Proposals::default());
         let found = found.map(|found| (found.state, found.point));
-        let machine = Machine::open(node, base, found, snapshots, proposals.clone(), feed)?;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let opened = Machine::open(node, base, found, snapshots, proposals.clone(), feed, stop.clone());
+        let (machine, machine_gone) = opened?;
         let (replica, checkpoint_failed) = (machine.replica(), machine.failed());
         let network = Network::new(local.clone());
         let raft = Raft::build(node, Arc::new(raft_config(&config)?), network, log.clone(), machine);
@@ -156,7 +163,6 @@ impl Store {
         let (started_now, started) = watch::channel(false);
         let (contact_now, contact) = watch::channel(None);
         let ask = Arc::new(OnceLock::new());
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let app = Arc::new(Answers {
             local: local.clone(),
             consensus: consensus.clone(),
@@ -193,6 +199,7 @@ impl Store {
             replica,
             proposals,
             log,
+            machine_gone: Mutex::new(Some(machine_gone)),
             checkpoint_failed,
             fatal: watch::channel(None).0,
             waiting: former.waiting(),
@@ -362,7 +369,14 @@ impl Store {
     /// Gives leadership to the most caught-up voter that is heard of, if this node has it. Without such a voter nothing
     /// is given away: nobody could take it.
     pub async fn hand_over(&self) {
-        let Some(to) = self.0.consensus.successor() else { return };
+        let patience = Instant::now() + SUCCESSOR_TIMEOUT;
+        let to = loop {
+            match self.0.consensus.successor() {
+                Some(to) => break to,
+                None if self.0.consensus.leading_term().is_none() || Instant::now() >= patience => return,
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
         if let Err(e) = self.0.consensus.raft.trigger().transfer_leader(to).await {
             return tracing::warn!("leadership was not handed over: {e}");
         }
@@ -386,7 +400,7 @@ impl Store {
         }
     }
 
-    /// Stops: nothing is proposed any more, what is in the log is synced, the state is checkpointed.
+    /// Stops: nothing is proposed any more, what is in the log is synced, the state is checkpointed, the folder is free.
     pub async fn close(&self) -> Result<()> {
         self.0.proposals.refuse("this node is stopping");
         self.0.stop.cancel();
@@ -397,7 +411,16 @@ impl Store {
         if let Err(e) = self.0.consensus.raft.shutdown().await {
             tracing::error!("Raft did not stop cleanly: {e}");
         }
-        self.0.log.close().await
+        // openraft ends its state machine in the background; the last checkpoint is written when it goes.
+        let gone = self.0.machine_gone.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(gone) = gone
+            && tokio::time::timeout(CHECKPOINT_TIMEOUT, gone).await.is_err()
+        {
+            tracing::warn!("the last checkpoint takes too long: the next start applies more of the log");
+        }
+        self.0.log.close().await?;
+        self.0.local.identity().unlock();
+        Ok(())
     }
 }
 

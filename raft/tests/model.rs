@@ -4,9 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use moim_raft::{
-    command::{
-        Batch, Command, Holder, Limits, Namespace, NodeInfo, Position, Reply, Room, RoomEntry, Sid, User, What,
-    },
+    command::{Batch, Command, Holder, Limits, Namespace, NodeInfo, Position, Reply, Room, RoomEntry, Sid, User, What},
     state::{
         Outcome, State,
         replay::{Incomplete, ReplayLimit},
@@ -330,7 +328,13 @@ impl Run {
         let batch = Batch { node, incarnation, sequence: sequence + 1, stamp, commands };
         let Outcome::Applied(applied) = self.apply(&batch) else { panic!("a live node's next batch was skipped") };
         for (i, done) in applied.iter().enumerate() {
-            assert_eq!(!matches!(done.reply, Reply::Refused(_)), worked[i], "{:?}: {:?}", batch.commands[i], done.reply);
+            assert_eq!(
+                !matches!(done.reply, Reply::Refused(_)),
+                worked[i],
+                "{:?}: {:?}",
+                batch.commands[i],
+                done.reply
+            );
             assert_eq!(done.position.0, positions[i], "{:?}", batch.commands[i]);
         }
     }

@@ -142,7 +142,13 @@ impl Script {
         self.replay_at(name, offset, self.state.position(), ALL)
     }
 
-    fn replay_at(&self, name: &str, from: Position, seam: Position, max: ReplayLimit) -> Result<Vec<String>, Incomplete> {
+    fn replay_at(
+        &self,
+        name: &str,
+        from: Position,
+        seam: Position,
+        max: ReplayLimit,
+    ) -> Result<Vec<String>, Incomplete> {
         let session = self.state.session(&sid(name)).expect("it is there");
         let due = self.state.replay(&session, from, seam, max)?;
         assert!(due.is_sorted_by(|a, b| a.1.position < b.1.position), "each position once, in order");
@@ -389,8 +395,7 @@ fn a_guests_rooms_end_with_its_last_session() {
 fn guests_that_expire_together_leave_one_entry_each() {
     let mut s = Script::new();
     let watcher = s.open("w", "watcher");
-    let guests: Vec<Holder> =
-        ["g1", "g2", "g3"].iter().map(|name| s.open_as(name, name, true).unwrap()).collect();
+    let guests: Vec<Holder> = ["g1", "g2", "g3"].iter().map(|name| s.open_as(name, name, true).unwrap()).collect();
     for room in ["x", "y"] {
         s.join(&watcher, room);
         guests.iter().for_each(|guest| drop(s.join(guest, room)));
@@ -441,7 +446,10 @@ fn a_mid_is_known_within_its_window_and_its_bound() {
     let first: Vec<Applied> = ["1", "2", "3"].iter().map(|m| s.say_once(&alice, "lobby", m, Some(m))).collect();
     for _ in 0..3 {
         let again = s.say_once(&alice, "lobby", "1", Some("1"));
-        assert_eq!(again.reply, first[0].reply, "a full table still knows its oldest, and a retry takes no place in it");
+        assert_eq!(
+            again.reply, first[0].reply,
+            "a full table still knows its oldest, and a retry takes no place in it"
+        );
         assert_eq!(s.say_once(&alice, "lobby", "2", Some("2")).reply, first[1].reply);
     }
     s.say_once(&alice, "lobby", "4", Some("4"));

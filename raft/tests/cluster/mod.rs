@@ -1,0 +1,245 @@
+//! A cluster in one process: stores on loopback listeners, data in temporary folders, and a player for each that notes
+//! what it plays.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use moim_raft::{
+    Config, Feeds, Play, Secret, Store,
+    command::{Command, Holder, Limits, Namespace, NodeInfo, Reply, Room, Sid, User},
+    state::Applied,
+};
+use tempfile::TempDir;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+/// Longer than anything here takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Cluster {
+    dir: TempDir,
+    /// Where each node listens.
+    pub listens: Vec<String>,
+    /// Where each node says that it is.
+    pub addrs: Vec<String>,
+    pub nodes: Vec<Option<Node>>,
+}
+
+pub struct Node {
+    pub store: Store,
+    pub played: Arc<Mutex<Vec<Applied>>>,
+    /// Whether the player works its feed off.
+    pub playing: watch::Sender<bool>,
+    player: JoinHandle<()>,
+}
+
+impl Cluster {
+    pub async fn new(size: usize) -> Self {
+        let mut listeners = Vec::new();
+        for _ in 0..size {
+            listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        }
+        let addrs: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
+        Self::with(listeners, addrs).await
+    }
+
+    /// Nodes that are reached at other addresses than those at which they listen.
+    pub async fn with(listeners: Vec<TcpListener>, addrs: Vec<String>) -> Self {
+        let listens = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let mut cluster = Self { dir, listens, addrs, nodes: Vec::new() };
+        for (i, listener) in listeners.into_iter().enumerate() {
+            let node = cluster.open(i, listener).await;
+            cluster.nodes.push(Some(node));
+        }
+        cluster.all_started().await;
+        cluster
+    }
+
+    pub fn data(&self, i: usize) -> PathBuf {
+        self.dir.path().join(format!("node-{i}"))
+    }
+
+    async fn open(&self, i: usize, listener: TcpListener) -> Node {
+        let info = NodeInfo { name: format!("n{i}"), peer: self.addrs[i].clone(), ..NodeInfo::default() };
+        let config = Config {
+            data: self.data(i),
+            info,
+            join: self.addrs.clone(),
+            expect: self.addrs.len(),
+            secret: Secret::default(),
+            limits: Limits::default(),
+            node_timeout: Duration::from_secs(1),
+            session_ttl: Duration::from_secs(3),
+            heartbeat: Duration::from_millis(50),
+            election: Duration::from_millis(250),
+        };
+        let (store, feeds) = Store::open(config, listener).await.expect("the store opens");
+        Node::new(store, feeds)
+    }
+
+    pub fn node(&self, i: usize) -> &Node {
+        self.nodes[i].as_ref().expect("it runs")
+    }
+
+    pub fn store(&self, i: usize) -> Store {
+        self.node(i).store.clone()
+    }
+
+    pub fn running(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().flatten()
+    }
+
+    pub async fn all_started(&self) {
+        for node in self.running() {
+            let mut started = node.store.started();
+            let done = timeout(PATIENCE, started.wait_for(|started| *started)).await;
+            assert!(done.is_ok(), "{:?}", node.store.status());
+        }
+    }
+
+    pub async fn stop(&mut self, i: usize) {
+        let node = self.nodes[i].take().expect("it runs");
+        timeout(PATIENCE, node.store.close()).await.expect("closes in time").expect("closes well");
+        drop(node.store);
+        timeout(PATIENCE, node.player).await.expect("the feed ends").unwrap();
+    }
+
+    pub async fn reopen(&mut self, i: usize) {
+        let listener = TcpListener::bind(&self.listens[i]).await.unwrap();
+        self.nodes[i] = Some(self.open(i, listener).await);
+    }
+
+    pub async fn leader(&self) -> usize {
+        let found = async {
+            loop {
+                let leads = |node: &Option<Node>| {
+                    node.as_ref().is_some_and(|node| node.store.status().leader == Some(node.store.node()))
+                };
+                if let Some(i) = self.nodes.iter().position(leads) {
+                    return i;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, found).await.expect("somebody leads")
+    }
+
+    /// Waits until all have applied as much as the one that has most, and compares the hashes at that index.
+    pub async fn agree(&self) {
+        let index = self.running().map(|node| node.store.status().applied).max().unwrap();
+        let mut hashes = Vec::new();
+        for node in self.running() {
+            until(|| node.store.status().applied >= index).await;
+            hashes.push(node.store.hash_at(Some(index)).expect("it is a recent one"));
+        }
+        assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "{hashes:?}");
+    }
+}
+
+impl Node {
+    fn new(store: Store, mut feeds: Feeds) -> Self {
+        let played = Arc::new(Mutex::new(Vec::new()));
+        let (playing, mut may) = watch::channel(true);
+        let notes = played.clone();
+        let player = tokio::spawn(async move {
+            loop {
+                if may.wait_for(|may| *may).await.is_err() {
+                    return;
+                }
+                let play = tokio::select! {
+                    play = feeds.plays.recv() => play,
+                    // Looks again whether it may.
+                    _ = may.changed() => continue,
+                };
+                match play {
+                    Some(Play::Commands(commands)) => {
+                        for (applied, ticket) in commands {
+                            notes.lock().unwrap().push(applied.clone());
+                            ticket.answer(Ok(&applied));
+                        }
+                    }
+                    Some(Play::Installed) => {}
+                    None => return,
+                }
+            }
+        });
+        Self { store, played, playing, player }
+    }
+
+    pub async fn open(&self, name: &str, user: &str) -> Holder {
+        let mut pid = [0; 32];
+        pid[..name.len()].copy_from_slice(name.as_bytes());
+        let user = User::new(user).unwrap();
+        let command = Command::Open { sid: sid(name), ns: ns(), user, guest: false, pid };
+        let done = self.call(command).await;
+        assert!(matches!(done.reply, Reply::Seated { .. }), "{done:?}");
+        Holder { sid: sid(name), generation: 1 }
+    }
+
+    pub async fn open_in_lobby(&self, name: &str) -> Holder {
+        let by = self.open(name, name).await;
+        self.call(Command::Join { by: by.clone(), room: lobby() }).await;
+        by
+    }
+
+    /// Proposes until it is taken.
+    pub async fn call(&self, command: Command) -> Applied {
+        let called = async {
+            loop {
+                match self.store.call(command.clone()).await {
+                    Ok(applied) => return applied,
+                    Err(_) => sleep(Duration::from_millis(50)).await,
+                }
+            }
+        };
+        timeout(PATIENCE, called).await.expect("taken in time")
+    }
+
+    pub fn texts(&self) -> Vec<String> {
+        self.store.read(texts)
+    }
+}
+
+pub fn texts(state: &moim_raft::state::State) -> Vec<String> {
+    let (entries, _) = state.history(&ns(), &lobby(), None, None, usize::MAX, |_| true);
+    let text = |entry: moim_raft::command::RoomEntry| match entry.what {
+        moim_raft::command::What::Message { text, .. } => Some(text),
+        _ => None,
+    };
+    entries.into_iter().filter_map(text).collect()
+}
+
+pub async fn until(what: impl Fn() -> bool) {
+    let seen = async {
+        while !what() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, seen).await.expect("in time");
+}
+
+pub fn say(by: &Holder, text: impl Into<String>) -> Command {
+    Command::Publish { by: by.clone(), room: lobby(), text: text.into(), mid: None }
+}
+
+pub fn ns() -> Namespace {
+    Namespace::new("/").unwrap()
+}
+
+pub fn lobby() -> Room {
+    Room::new("lobby").unwrap()
+}
+
+pub fn sid(name: &str) -> Sid {
+    Sid::parse(&format!("{name:_>20}")).unwrap()
+}

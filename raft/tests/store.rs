@@ -1,0 +1,326 @@
+//! Three stores in one process: what a cluster promises when nodes stop, come back, lead in turn and lag behind.
+
+mod cluster;
+
+use std::{
+    collections::HashMap,
+    fs,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use cluster::{Cluster, PATIENCE, lobby, say, sid, texts, until};
+use moim_raft::{
+    Error, Store, Ticket,
+    command::{Command, Position, Reply},
+};
+use tokio::time::timeout;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_form_one_cluster_and_play_one_order() {
+    let c = Cluster::new(3).await;
+    assert!(
+        c.running().all(|node| node.store.cluster() == c.store(0).cluster() && node.store.status().voters.len() == 3)
+    );
+    let mut clients = Vec::new();
+    for i in 0..3 {
+        clients.push(c.node(i).open_in_lobby(&format!("client{i}")).await);
+    }
+    let start = c.node(2).call(say(&clients[2], "go")).await.position;
+    let proposers = (0..3).map(|i| {
+        let (store, by) = (c.store(i), clients[i].clone());
+        tokio::spawn(async move {
+            for n in 0..20 {
+                let done = store.call(say(&by, format!("{i}:{n}"))).await.expect("a quorum is there");
+                assert!(matches!(done.reply, Reply::Published { position, .. } if position == done.position));
+                // The proposer reads its own writes.
+                assert!(store.read(texts).contains(&format!("{i}:{n}")));
+            }
+        })
+    });
+    for proposer in proposers.collect::<Vec<_>>() {
+        proposer.await.unwrap();
+    }
+    c.agree().await;
+    let end = c.store(0).read(|state| state.position());
+    let played = |i: usize| {
+        let played = c.node(i).played.lock().unwrap();
+        played.iter().filter(|a| a.position >= start).map(|a| format!("{a:?}")).collect::<Vec<_>>()
+    };
+    until(|| (0..3).all(|i| c.node(i).played.lock().unwrap().last().is_some_and(|last| last.position >= end))).await;
+    assert!(played(0).len() > 60);
+    assert!(played(0) == played(1) && played(1) == played(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ticket_is_answered_once_when_the_player_comes_to_it() {
+    let c = Cluster::new(3).await;
+    let by = c.node(0).open_in_lobby("client").await;
+    let node = c.node(0);
+    node.playing.send_replace(false);
+    let answers = Arc::new(AtomicUsize::new(0));
+    for n in 0..20 {
+        let answers = answers.clone();
+        let ticket = Ticket::new(move |outcome| {
+            assert!(outcome.is_ok());
+            answers.fetch_add(1, Ordering::SeqCst);
+        });
+        node.store.propose(say(&by, n.to_string()), ticket);
+    }
+    until(|| node.texts().len() == 20).await;
+    assert_eq!(answers.load(Ordering::SeqCst), 0, "applied is not played");
+    node.playing.send_replace(true);
+    until(|| answers.load(Ordering::SeqCst) == 20).await;
+    node.call(say(&by, "after")).await;
+    assert_eq!(answers.load(Ordering::SeqCst), 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_feed_that_is_not_worked_off_holds_apply_back_and_loses_nothing() {
+    let c = Cluster::new(3).await;
+    let leader = c.leader().await;
+    let slow = (leader + 1) % 3;
+    let by = c.node(leader).open_in_lobby("client").await;
+    let start = c.node(slow).call(Command::EndDrain { node: 0 }).await.position;
+    c.node(slow).playing.send_replace(false);
+    for n in 0..400 {
+        c.store(leader).call(say(&by, n.to_string())).await.expect("the other two are a quorum");
+    }
+    let applied = c.node(slow).texts().len();
+    assert!((1..=300).contains(&applied), "{applied} of 400 were applied without a player");
+    c.node(slow).playing.send_replace(true);
+    until(|| c.node(slow).texts().len() == 400).await;
+    c.agree().await;
+    let end = c.store(slow).read(|state| state.position());
+    until(|| c.node(slow).played.lock().unwrap().last().unwrap().position >= end).await;
+    let played: Vec<u64> = c.node(slow).played.lock().unwrap().iter().map(|a| a.position.0).collect();
+    let since: Vec<u64> = played.into_iter().filter(|p| *p >= start.0).collect();
+    assert_eq!(since, (start.0..=end.0).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_closes_although_nobody_works_its_feed_off() {
+    let mut c = Cluster::new(3).await;
+    let by = c.node(0).open_in_lobby("client").await;
+    c.node(1).playing.send_replace(false);
+    for n in 0..400 {
+        c.node(0).call(say(&by, n.to_string())).await;
+    }
+    let waiting = tokio::spawn({
+        let (store, by) = (c.store(1), by.clone());
+        async move { store.call(say(&by, "mine")).await.map(|_| ()) }
+    });
+    let (store, playing) = (c.store(1), c.node(1).playing.clone());
+    timeout(PATIENCE, store.close()).await.expect("closes in time").unwrap();
+    drop(store);
+    playing.send_replace(true);
+    assert!(timeout(PATIENCE, waiting).await.expect("the ticket is answered").unwrap().is_err());
+    c.nodes[1] = None;
+    c.reopen(1).await;
+    c.all_started().await;
+    until(|| c.node(1).texts() == c.node(0).texts()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_go_on_without_one_node_and_it_catches_up() {
+    let mut c = Cluster::new(3).await;
+    for stopped in [c.leader().await, (c.leader().await + 1) % 3] {
+        let other = (stopped + 1) % 3;
+        let by = c.node(other).open_in_lobby(&format!("client{stopped}")).await;
+        c.node(stopped).call(Command::EndDrain { node: 0 }).await;
+        c.stop(stopped).await;
+        for n in 0..10 {
+            c.node(other).call(say(&by, n.to_string())).await;
+        }
+        c.store(other).linearizable().await.expect("two are a quorum");
+        let end = c.store(other).read(|state| state.position());
+        c.reopen(stopped).await;
+        c.all_started().await;
+        assert!(c.store(stopped).read(|state| state.position()) > end, "started after it had caught up");
+        c.agree().await;
+        assert_eq!(c.node(stopped).texts(), c.node(other).texts());
+        let first = c.node(stopped).played.lock().unwrap().first().map(|applied| applied.position);
+        assert!(first.is_none_or(|first| first > end), "what was applied before the start is not played");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_quorum_acknowledges_and_confirms_nothing() {
+    let mut c = Cluster::new(3).await;
+    let by = c.node(0).open_in_lobby("client").await;
+    let leader = c.leader().await;
+    let alone = c.nodes.iter().position(|node| node.as_ref().unwrap().store.node() == c.store(leader).node()).unwrap();
+    for other in (0..3).filter(|i| *i != alone) {
+        c.stop(other).await;
+    }
+    let store = c.store(alone);
+    let began = Instant::now();
+    for n in 0..3 {
+        let heard = store.call(say(&by, format!("lost {n}"))).await;
+        assert!(matches!(heard, Err(Error::Unavailable(_))), "{heard:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(8), "took {:?}", began.elapsed());
+    assert!(store.linearizable().await.is_err());
+    let at_once = Instant::now();
+    assert!(store.call(say(&by, "lost")).await.is_err());
+    assert!(at_once.elapsed() < Duration::from_millis(500), "it is known by now");
+    let back = (0..3).find(|i| c.nodes[*i].is_none()).unwrap();
+    c.reopen(back).await;
+    c.all_started().await;
+    let node = c.node(back);
+    node.open_in_lobby("another").await;
+    until(|| *store.started().borrow()).await;
+    assert!(timeout(PATIENCE, async { while store.linearizable().await.is_err() {} }).await.is_ok());
+    c.node(alone).call(Command::EndDrain { node: 0 }).await;
+    c.agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_stop_of_all_the_state_is_there_and_nothing_is_played_again() {
+    let mut c = Cluster::new(3).await;
+    let by = c.node(0).open_in_lobby("client").await;
+    for n in 0..50 {
+        c.node(0).call(say(&by, n.to_string())).await;
+    }
+    c.agree().await;
+    let (incarnations, before) = (c.running().map(|n| n.store.incarnation()).collect::<Vec<_>>(), c.node(0).texts());
+    for damage in [Damage::None, Damage::Removed, Damage::Current, Damage::Files] {
+        let end = (0..3).map(|i| c.store(i).read(|state| state.position())).max().unwrap();
+        for i in 0..3 {
+            c.stop(i).await;
+        }
+        damage.inflict(&c.data(1).join("state"));
+        for i in 0..3 {
+            c.reopen(i).await;
+        }
+        c.all_started().await;
+        c.agree().await;
+        for node in c.running() {
+            assert_eq!(node.texts(), before);
+            let attached = node.store.read(|state| state.session(&sid("client")).map(|s| state.is_attached(&s)));
+            assert_eq!(attached.unwrap_or(false), false, "its node's incarnation is over");
+            let played = node.played.lock().unwrap();
+            assert!(played.iter().all(|applied| applied.position > end), "{damage:?}");
+        }
+    }
+    let after = c.running().map(|n| n.store.incarnation());
+    assert!(after.zip(incarnations).all(|(after, before)| after >= before + 4));
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Damage {
+    None,
+    Removed,
+    Current,
+    Files,
+}
+
+impl Damage {
+    fn inflict(self, dir: &std::path::Path) {
+        match self {
+            Self::None => {}
+            Self::Removed => fs::remove_dir_all(dir).unwrap(),
+            Self::Current => fs::write(dir.join("CURRENT"), b"\xff\xfe").unwrap(),
+            Self::Files => {
+                let number = fs::read_to_string(dir.join("CURRENT")).unwrap();
+                let mut files = files_below(&dir.join(number.trim()));
+                assert!(!files.is_empty());
+                for file in files.drain(..) {
+                    let mut bytes = fs::read(&file).unwrap();
+                    let middle = bytes.len() / 2;
+                    bytes.iter_mut().skip(middle).take(64).for_each(|byte| *byte ^= 0x55);
+                    fs::write(&file, bytes).unwrap();
+                }
+            }
+        }
+    }
+}
+
+fn files_below(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_of_2000_proposals_takes_effect_once_and_in_order_over_two_leader_changes() {
+    const EACH: usize = 667;
+    let c = Cluster::new(3).await;
+    let answered: Arc<Mutex<HashMap<String, Position>>> = Arc::default();
+    let mut proposers = Vec::new();
+    for i in 0..3 {
+        let by = c.node(i).open_in_lobby(&format!("client{i}")).await;
+        let (store, answered) = (c.store(i), answered.clone());
+        proposers.push(tokio::spawn(propose_numbered(store, by, i, EACH, answered)));
+    }
+    for _ in 0..2 {
+        let leader = c.leader().await;
+        until(|| answered.lock().unwrap().len() > 300).await;
+        c.store(leader).hand_over().await;
+        let status: Vec<_> = c
+            .running()
+            .map(|n| {
+                let s = n.store.status();
+                (s.node, s.leader, s.term)
+            })
+            .collect();
+        assert_ne!(c.leader().await, leader, "{status:?}");
+        eprintln!("{} answered when {leader} had handed over {status:?}", answered.lock().unwrap().len());
+    }
+    for proposer in proposers {
+        proposer.await.unwrap();
+    }
+    c.agree().await;
+    // History keeps the last 1,000; the players noted them all.
+    for i in 0..3 {
+        let end = c.store(i).read(|state| state.position());
+        until(|| c.node(i).played.lock().unwrap().last().unwrap().position >= end).await;
+    }
+    let played = c.node(0).played.lock().unwrap();
+    let messages: Vec<(Position, String)> = played.iter().flat_map(|a| &a.effects).filter_map(message).collect();
+    assert_eq!(messages.len(), 3 * EACH);
+    for i in 0..3 {
+        let mine: Vec<&String> =
+            messages.iter().map(|(_, text)| text).filter(|t| t.starts_with(&format!("{i}:"))).collect();
+        assert_eq!(mine, (0..EACH).map(|n| format!("{i}:{n}")).collect::<Vec<_>>().iter().collect::<Vec<_>>());
+    }
+    let answered = answered.lock().unwrap();
+    assert!(messages.iter().all(|(position, text)| answered.get(text) == Some(position)), "the ack names the place");
+}
+
+fn message(effect: &moim_raft::command::Effect) -> Option<(Position, String)> {
+    use moim_raft::command::{Effect, What};
+    match effect {
+        Effect::Entry { entry, room, .. } if *room == lobby() => match &entry.what {
+            What::Message { text, .. } => Some((entry.position, text.clone())),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Keeps up to 32 proposals waiting.
+async fn propose_numbered(
+    store: Store,
+    by: moim_raft::command::Holder,
+    i: usize,
+    count: usize,
+    answered: Arc<Mutex<HashMap<String, Position>>>,
+) {
+    let window = Arc::new(tokio::sync::Semaphore::new(32));
+    for n in 0..count {
+        let permit = window.clone().acquire_owned().await.unwrap();
+        let (text, answered) = (format!("{i}:{n}"), answered.clone());
+        let told = text.clone();
+        let ticket = Ticket::new(move |outcome| {
+            // `Position(0)` says that it was refused, which a planned change of leader is no reason for.
+            let position = outcome.map_or(Position(0), |applied| applied.position);
+            answered.lock().unwrap().insert(told, position);
+            drop(permit);
+        });
+        store.propose(say(&by, text), ticket);
+    }
+    drop(timeout(PATIENCE, window.acquire_many(32)).await.expect("all are answered"));
+}
