@@ -219,13 +219,15 @@ pub fn texts(state: &moim_raft::state::State) -> Vec<String> {
     entries.into_iter().filter_map(text).collect()
 }
 
-pub async fn until(what: impl Fn() -> bool) {
-    let seen = async {
+#[track_caller]
+pub fn until(what: impl Fn() -> bool) -> impl Future<Output = ()> {
+    let caller = std::panic::Location::caller();
+    let seen = async move {
         while !what() {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(PATIENCE, seen).await.expect("in time");
+    async move { assert!(timeout(PATIENCE, seen).await.is_ok(), "what {caller} waits for does not come") }
 }
 
 pub fn say(by: &Holder, text: impl Into<String>) -> Command {
