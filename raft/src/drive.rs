@@ -10,6 +10,7 @@ use crate::{
     codec::{self, Kind},
     command::{Batch, Command, NodeId, Stamp},
     error::{Error, Result},
+    machine::Replica,
     net::{CallRequest, CallResponse, Forwarded, Local, Peers},
     propose::{Landed, Proposals, Ticket},
     raft::{Payload, Peer},
@@ -30,17 +31,24 @@ pub(crate) struct Driver {
     pub consensus: Consensus,
     pub peers: Arc<Peers>,
     pub proposals: Arc<Proposals>,
+    pub replica: Arc<Replica>,
     pub info: crate::command::NodeInfo,
     /// Told when an incarnation of this node has started, and when it is over.
     pub started: watch::Sender<bool>,
 }
 
 impl Driver {
-    /// Lives one incarnation after another, until it is dropped or the disk fails.
+    /// Lives one incarnation after another, until it is dropped, the disk fails, or the node is removed.
     pub async fn run(&self) -> Error {
         loop {
             if let Err(e) = self.live().await {
                 return e;
+            }
+            let me = self.local.node();
+            if self.replica.read(|state| state.node(me).is_some_and(|node| node.removed)) {
+                return Error::refused(
+                    "this node was removed from its cluster; with an empty data folder it is a new one",
+                );
             }
             self.started.send_replace(false);
             self.proposals.refuse("this node was declared down and is starting again");

@@ -189,6 +189,7 @@ impl Store {
             consensus: consensus.clone(),
             peers: peers.clone(),
             proposals: proposals.clone(),
+            replica: replica.clone(),
             info: config.info,
             started: started_now,
         };
@@ -549,6 +550,9 @@ impl Answers {
         Ok(match request {
             CallRequest::Forward { batch } => {
                 let batch: Batch = codec::decode(Kind::Batch, &batch)?;
+                if batch.node != from.node || self.consensus.peer(from.node).is_none() {
+                    return Err(Error::refused("a batch of a node that is not in this cluster"));
+                }
                 let appended = append(&self.consensus, batch).await;
                 CallResponse::Forwarded(match appended {
                     Ok(index) => Forwarded::Accepted { index },

@@ -324,3 +324,19 @@ async fn propose_numbered(
     }
     drop(timeout(PATIENCE, window.acquire_many(32)).await.expect("all are answered"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_node_says_so_and_proposes_nothing_more() {
+    let c = Cluster::new(3).await;
+    let removed = (c.leader().await + 1) % 3;
+    let (store, other) = (c.store(removed), c.node((removed + 1) % 3));
+    c.node(removed).open("client", "client").await;
+    other.call(Command::Removed { node: store.node() }).await;
+    let why = store.call(Command::EndDrain { node: 0 }).await;
+    assert!(why.is_err(), "{why:?}");
+    let why = timeout(PATIENCE, store.fatal()).await.expect("it cannot go on");
+    assert!(why.to_string().contains("removed"), "{why}");
+    assert_eq!(other.store.read(|state| state.nodes().len()), 2);
+    let attached = other.store.read(|state| state.session(&sid("client")).map(|s| state.is_attached(&s)));
+    assert_eq!(attached, Some(false), "its sessions count down like any lost ones");
+}
