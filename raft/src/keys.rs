@@ -92,6 +92,11 @@ pub fn pid(hash: &PidHash) -> Vec<u8> {
     key.done()
 }
 
+/// All of a namespace in one of the tables whose keys begin with it.
+pub fn in_namespace(table: Table, ns: &Namespace) -> Vec<u8> {
+    Key::new(table).text(ns.as_str()).done()
+}
+
 pub fn of_user_prefix(ns: &Namespace, user: &User) -> Vec<u8> {
     Key::new(Table::OfUser).text(ns.as_str()).text(user.as_str()).done()
 }
@@ -196,6 +201,12 @@ pub fn last_position(prefix: &[u8], key: &[u8]) -> Option<Position> {
 pub fn first_text<'a>(prefix: &[u8], key: &'a [u8]) -> Option<&'a str> {
     let (length, rest) = key.get(prefix.len()..)?.split_first_chunk()?;
     std::str::from_utf8(rest.get(..usize::from(u16::from_be_bytes(*length)))?).ok()
+}
+
+/// The two texts that a key, or what follows its prefix, consists of.
+pub fn two_texts(key: &[u8]) -> Option<(&str, &str)> {
+    let first = first_text(&[], key)?;
+    Some((first, last_text(key.get(..first.len() + 2)?, key)?))
 }
 
 /// The least key behind every key that has this text right behind the prefix.

@@ -45,16 +45,16 @@ impl Kv {
     }
 
     /// All pairs whose key begins with `prefix`, in key order.
-    pub fn scan<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+    pub fn scan<'a, 'p>(&'a self, prefix: &'p [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a, 'p> {
         self.scan_from(prefix, Bound::Included(prefix))
     }
 
     /// As [`Kv::scan`], beginning at `from`, which must not lie before the prefix.
-    pub fn scan_from<'a>(
+    pub fn scan_from<'a, 'p>(
         &'a self,
-        prefix: &'a [u8],
+        prefix: &'p [u8],
         from: Bound<&[u8]>,
-    ) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+    ) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a, 'p> {
         self.map
             .range::<[u8], _>((from, Bound::Unbounded))
             .take_while(move |(key, _)| key.starts_with(prefix))

@@ -17,6 +17,7 @@
 //! Left out on purpose: who may do what (the server decides before it proposes) and the time after which a lost session
 //! expires (the leader's monotonic clock, [`crate::duties`]).
 
+pub mod list;
 mod node;
 pub mod read;
 pub mod replay;

@@ -202,7 +202,7 @@ impl State {
     }
 
     /// When its transport went, as far as the log knows: its own loss, or the end of its node's incarnation.
-    fn lost_since(&self, session: &Session) -> Option<Stamp> {
+    pub fn lost_since(&self, session: &Session) -> Option<Stamp> {
         let ended = || self.node(session.node).filter(|_| !self.is_attached(session)).map(|node| node.ended_at);
         session.lost_at.or_else(ended)
     }
