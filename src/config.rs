@@ -188,6 +188,14 @@ impl Config {
             }
         }
         rule(
+            self.admin.ip().is_loopback(),
+            format!(
+                "--admin {} can be reached from other machines, and it asks nobody for a token yet: choose a loopback \
+                 address, and reach it from elsewhere through a tunnel",
+                self.admin
+            ),
+        )?;
+        rule(
             self.peer.ip().is_loopback() || self.cluster_secret_file.is_some(),
             format!(
                 "--peer {} can be reached from other machines, so nodes must prove that they belong together: \

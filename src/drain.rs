@@ -53,11 +53,11 @@ impl Drain {
     }
 
     /// Starts a drain that an operator asked for; it goes on by itself. `others_ready` says how many of the other voters
-    /// are ready now.
+    /// are ready now; `force` takes the token from another node that has it.
     ///
     /// # Errors
     /// With the reason, when it would not be safe.
-    pub async fn ask(self: &Arc<Self>, others_ready: usize) -> Result<(), Refused> {
+    pub async fn ask(self: &Arc<Self>, others_ready: usize, force: bool) -> Result<(), Refused> {
         if self.health.is_draining() {
             return Ok(());
         }
@@ -69,7 +69,7 @@ impl Drain {
                  bring the others back first"
             )));
         }
-        let taken = self.store().call(Command::TakeDrain { force: false }).await;
+        let taken = self.store().call(Command::TakeDrain { force }).await;
         match taken.map(|applied| applied.reply) {
             Ok(Reply::Refused(Refusal::DrainHeld(node))) => return Err(Refused(self.held_by(node))),
             Ok(_) => {}

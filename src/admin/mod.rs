@@ -1,29 +1,62 @@
-//! Admin HTTP. (Routes follow.)
+//! Admin HTTP: what an operator, a script or a balancer asks of a node, and what they tell it to do.
+//!
+//! ```text
+//! request ─▶ access (who may ask) ─▶ route ─▶ answer (state, other nodes) ─▶ JSON
+//! ```
+//!
+//! Any node answers for the whole cluster: from its own state, and by asking the others what only they know. What changes
+//! something is a POST.
+
+mod access;
+mod act;
+mod answer;
+mod inspect;
+mod peer;
+mod serve;
+mod status;
+mod whole;
 
 use std::sync::Arc;
 
-use axum::{Json, Router, extract::State, routing::get};
-use bytes::Bytes;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use axum::{
+    Router,
+    middleware::from_fn,
+    routing::{get, post},
+};
 
+pub use self::{peer::answer_peer, serve::serve};
 use crate::node::Node;
 
-/// Serves until `token` is cancelled.
-pub async fn serve(listener: TcpListener, node: Arc<Node>, token: CancellationToken) {
-    let routes = Router::new().route("/v1/cluster", get(cluster)).with_state(node);
-    let server = axum::serve(listener, routes).with_graceful_shutdown(token.cancelled_owned());
-    if let Err(e) = server.await {
-        tracing::error!("admin HTTP ended: {e}");
-    }
-}
-
-async fn cluster(State(node): State<Arc<Node>>) -> Json<serde_json::Value> {
-    let status = node.store.status();
-    Json(serde_json::json!({ "applied": status.applied, "leader": status.leader, "term": status.term }))
-}
-
-/// Answers what the admin of another node asks of this one.
-pub async fn answer_peer(_node: Arc<Node>, _question: Bytes) -> Bytes {
-    Bytes::from_static(b"{}")
+fn routes(node: Arc<Node>) -> Router {
+    Router::new()
+        .route("/livez", get(status::livez))
+        .route("/readyz", get(status::readyz))
+        .route("/v1/cluster", get(status::cluster))
+        .route("/v1/gaps", get(status::gaps))
+        .route("/v1/namespaces", get(inspect::namespaces))
+        .route("/v1/rooms", get(inspect::rooms))
+        .route("/v1/rooms/{room}", get(inspect::room))
+        .route("/v1/rooms/{room}/messages", get(inspect::messages))
+        .route("/v1/sids", get(inspect::sids))
+        .route("/v1/sids/{sid}", get(inspect::sid))
+        .route("/v1/users", get(inspect::users))
+        .route("/v1/users/{user}", get(inspect::user))
+        .route("/v1/state", get(whole::state))
+        .route("/v1/state/hash", get(whole::hash))
+        .route("/v1/drain", post(act::drain))
+        .route("/v1/undrain", post(act::undrain))
+        .route("/v1/nodes/{name}/drain", post(act::drain_node))
+        .route("/v1/nodes/{name}/undrain", post(act::undrain_node))
+        .route("/v1/cluster/leader", post(act::hand_over))
+        .fallback(async || answer::Failure::not_found("there is no such route"))
+        .method_not_allowed_fallback(async || {
+            answer::Failure::new(
+                http::StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "this route is not asked so",
+            )
+        })
+        // Last, so that it stands in front of all of them.
+        .layer(from_fn(access::guard))
+        .with_state(node)
 }

@@ -1,0 +1,99 @@
+//! What an operator does to nodes: into service, out of it, and leadership elsewhere.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Json, extract::State};
+use http::StatusCode;
+use moim_raft::NodeId;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::{
+    answer::{Failure, Named, Params},
+    peer::{self, Question, Reply},
+};
+use crate::node::Node;
+
+/// How long the log may take with the drain token. What was asked goes on after it, and shows in `/v1/cluster`.
+const LOG: Duration = Duration::from_millis(1500);
+
+type Done = Result<Json<Value>, Failure>;
+
+/// `POST /v1/drain?force=`
+pub async fn drain(State(node): State<Arc<Node>>, params: Params) -> Done {
+    let me = node.store.node();
+    tell(&node, me, Question::Drain { force: params.flag("force")? }).await
+}
+
+/// `POST /v1/undrain`
+pub async fn undrain(State(node): State<Arc<Node>>) -> Done {
+    let me = node.store.node();
+    tell(&node, me, Question::Undrain).await
+}
+
+/// `POST /v1/nodes/{name}/drain?force=`
+pub async fn drain_node(State(node): State<Arc<Node>>, Named(name): Named, params: Params) -> Done {
+    let id = named(&node, &name)?;
+    tell(&node, id, Question::Drain { force: params.flag("force")? }).await
+}
+
+/// `POST /v1/nodes/{name}/undrain`
+pub async fn undrain_node(State(node): State<Arc<Node>>, Named(name): Named) -> Done {
+    let id = named(&node, &name)?;
+    tell(&node, id, Question::Undrain).await
+}
+
+/// `POST /v1/cluster/leader`: the leader gives leadership to the most caught-up voter.
+pub async fn hand_over(State(node): State<Arc<Node>>) -> Done {
+    let leader = node.store.status().leader.ok_or_else(|| Failure::unavailable("there is no leader just now"))?;
+    tell(&node, leader, Question::HandOver).await
+}
+
+fn named(node: &Node, name: &str) -> Result<NodeId, Failure> {
+    let members = node.store.status().peers;
+    let known = members.iter().find(|(_, peer)| peer.name == name).map(|(id, _)| *id);
+    known.ok_or_else(|| Failure::not_found(format!("there is no node {name:?} in this cluster")))
+}
+
+async fn tell(node: &Arc<Node>, id: NodeId, what: Question) -> Done {
+    match peer::ask(node, id, what, peer::ACT).await {
+        Some(Reply::Done) => Ok(Json(json!({ "ok": true }))),
+        Some(Reply::Refused(why)) => Err(Failure::new(StatusCode::CONFLICT, "refused", why)),
+        Some(Reply::Unavailable(why)) => Err(Failure::unavailable(why)),
+        Some(_) => Err(Failure::unavailable("that node does not know how to; it may run another version")),
+        None => Err(Failure::unavailable("that node does not answer; whether it did it, /v1/cluster shows")),
+    }
+}
+
+/// Begins this node's drain, if that is safe.
+pub async fn drain_self(node: &Arc<Node>, force: bool) -> Reply {
+    let others_ready = others_ready(node).await;
+    let drain = node.drain.clone();
+    outcome(node, async move { drain.ask(others_ready, force).await }).await
+}
+
+/// Takes this node back into service.
+pub async fn undrain_self(node: &Arc<Node>) -> Reply {
+    let drain = node.drain.clone();
+    outcome(node, async move { drain.undo().await }).await
+}
+
+/// Waits for the log, but not for ever. In a task of the drain's, because half of it must not be done: a token that was
+/// taken for a drain that never began would be in everybody's way.
+async fn outcome(node: &Node, work: impl Future<Output = Result<(), crate::drain::Refused>> + Send + 'static) -> Reply {
+    match timeout(LOG, node.drain.tasks.spawn(work)).await {
+        Ok(Ok(Ok(()))) => Reply::Done,
+        Ok(Ok(Err(refused))) => Reply::Refused(refused.0),
+        Ok(Err(_)) => Reply::Unavailable("it broke off; see the node's log".to_owned()),
+        Err(_) => {
+            Reply::Unavailable("the log does not take it now; it is done as soon as there is a quorum".to_owned())
+        }
+    }
+}
+
+/// How many of the other voters say that they are ready.
+async fn others_ready(node: &Arc<Node>) -> usize {
+    let me = node.store.node();
+    let others = node.store.status().voters.into_iter().filter(|id| *id != me);
+    peer::about(node, others).await.values().filter(|about| about.ready).count()
+}

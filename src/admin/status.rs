@@ -1,0 +1,182 @@
+//! The cluster as this node sees it, and what each node says of itself.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use moim_raft::{NodeId, Status, state};
+use serde::Serialize;
+
+use super::{
+    answer::{Answer, Failure, Params, Read},
+    peer::{self, About},
+};
+use crate::{node::Node, report::Attachment};
+
+#[derive(Serialize)]
+pub struct Cluster {
+    /// The cluster's id; `null` before there is one.
+    cluster: Option<String>,
+    /// The leader's name.
+    leader: Option<String>,
+    term: u64,
+    /// The highest index that any node that answers knows as committed.
+    committed: u64,
+    /// The state's place in the one order of commands.
+    position: u64,
+    drain: Option<DrainHolder>,
+    nodes: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct DrainHolder {
+    node: String,
+    incarnation: u64,
+}
+
+/// One node. What only it knows is `null` when it does not answer.
+#[derive(Serialize)]
+struct Row {
+    /// A number of 64 bits, as text: JavaScript has no such numbers.
+    id: String,
+    name: String,
+    client: Option<String>,
+    admin: Option<String>,
+    peer: Option<String>,
+    /// `voter`, `learner`, or `joining` while the asked node is not a member.
+    role: &'static str,
+    leader: bool,
+    version: Option<String>,
+    incarnation: Option<u64>,
+    applied: Option<u64>,
+    lag: Option<u64>,
+    sockets: Option<usize>,
+    uptime: Option<u64>,
+    draining: Option<bool>,
+    ready: Option<bool>,
+    why: Option<Vec<String>>,
+}
+
+/// `GET /v1/cluster`
+pub async fn cluster(read: Read) -> Answer<Cluster> {
+    let status = read.node.store.status();
+    let said = peer::about(&read.node, members(&status).into_keys()).await;
+    // The state last: what a node says of itself is never newer than the rows around it.
+    let seen = read.state(|state| (state.nodes(), state.drain(), state.position()));
+    seen.map(|(nodes, drain, position)| view(&status, &said, &nodes, drain, position.0))
+}
+
+/// Members by id with name and peer address; this node among them even before it is one.
+fn members(status: &Status) -> BTreeMap<NodeId, Option<moim_raft::raft::Peer>> {
+    let mut members: BTreeMap<_, _> = status.peers.iter().map(|(id, peer)| (*id, Some(peer.clone()))).collect();
+    members.entry(status.node).or_insert(None);
+    members
+}
+
+fn view(
+    status: &Status,
+    said: &BTreeMap<NodeId, About>,
+    nodes: &[state::Node],
+    drain: Option<state::Drain>,
+    position: u64,
+) -> Cluster {
+    let committed = said.values().map(|about| about.committed).fold(status.committed, u64::max);
+    let row = |(id, peer): (NodeId, Option<moim_raft::raft::Peer>)| {
+        let (about, known) = (said.get(&id), nodes.iter().find(|node| node.id == id));
+        let info = known.map(|node| &node.info);
+        let (name, addr) = peer.map(|peer| (peer.name, peer.addr)).unzip();
+        Row {
+            id: id.to_string(),
+            name: info.map(|info| info.name.clone()).or(name).unwrap_or_default(),
+            client: info.map(|info| info.client.clone()),
+            admin: info.map(|info| info.admin.clone()),
+            peer: addr.or_else(|| info.map(|info| info.peer.clone())),
+            role: role(status, id),
+            leader: status.leader == Some(id),
+            version: about.map(|about| about.version.clone()).or_else(|| info.map(|info| info.version.clone())),
+            incarnation: about.map(|about| about.incarnation).or_else(|| known.map(|node| node.incarnation)),
+            applied: about.map(|about| about.applied),
+            lag: about.map(|about| committed.saturating_sub(about.applied)),
+            sockets: about.map(|about| about.sockets),
+            uptime: about.map(|about| about.uptime),
+            draining: about.map(|about| about.draining),
+            ready: about.map(|about| about.ready),
+            why: about.map(|about| about.why.clone()),
+        }
+    };
+    let mut rows: Vec<Row> = members(status).into_iter().map(row).collect();
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    let drain = drain.map(|held| DrainHolder {
+        node: name_of(nodes, held.node).unwrap_or_else(|| held.node.to_string()),
+        incarnation: held.incarnation,
+    });
+    Cluster {
+        cluster: status.cluster.as_ref().map(ToString::to_string),
+        leader: rows.iter().find(|row| row.leader).map(|row| row.name.clone()),
+        term: status.term,
+        committed,
+        position,
+        drain,
+        nodes: rows,
+    }
+}
+
+fn role(status: &Status, id: NodeId) -> &'static str {
+    match status.peers.iter().any(|(member, _)| *member == id) {
+        true if status.voters.contains(&id) => "voter",
+        true => "learner",
+        false => "joining",
+    }
+}
+
+fn name_of(nodes: &[state::Node], id: NodeId) -> Option<String> {
+    nodes.iter().find(|node| node.id == id).map(|node| node.info.name.clone())
+}
+
+#[derive(Serialize)]
+pub struct Gaps {
+    position: u64,
+    /// Sessions that went on.
+    resumed: usize,
+    /// Sessions that were opened.
+    fresh: usize,
+    gaps: Vec<Gap>,
+}
+
+#[derive(Serialize)]
+struct Gap {
+    sid: moim_raft::command::Sid,
+    ms: u64,
+}
+
+/// `GET /v1/gaps?after=`: sessions that were opened or resumed after a position, as this node has played it.
+pub async fn gaps(read: Read) -> Result<Answer<Gaps>, Failure> {
+    let after = read.params.parsed("after", |text| text.parse().ok())?.unwrap_or(0);
+    let answer = read.state(|state| state.position().0);
+    let seen = read.node.report.after(moim_raft::command::Position(after));
+    Ok(answer.map(|position| {
+        let resumed = seen.iter().filter(|attachment| attachment.resumed).count();
+        let fresh = seen.len() - resumed;
+        let gap = |attachment: Attachment| Some(Gap { sid: attachment.sid, ms: attachment.gap_ms? });
+        Gaps { position, resumed, fresh, gaps: seen.into_iter().filter_map(gap).collect() }
+    }))
+}
+
+/// `GET /livez`
+pub async fn livez() -> &'static str {
+    "live"
+}
+
+/// `GET /readyz`: one word; with `?verbose` every reason, line by line.
+pub async fn readyz(State(node): State<Arc<Node>>, params: Params) -> Result<Response, Failure> {
+    let reasons = node.health.reasons();
+    let Some(first) = reasons.first() else { return Ok("ready".into_response()) };
+    let body = match params.flag("verbose")? {
+        true => reasons.iter().map(|reason| format!("{}: {}\n", reason.word, reason.why)).collect(),
+        false => first.word.to_owned(),
+    };
+    Ok((StatusCode::SERVICE_UNAVAILABLE, body).into_response())
+}
