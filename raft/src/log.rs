@@ -125,10 +125,10 @@ impl Log {
     /// nor on one that was closed well.
     pub async fn fatal(&self) -> Error {
         let mut failure = self.0.wal.failure();
-        match failure.wait_for(Option::is_some).await {
-            Ok(why) => Error::fatal(why.as_deref().unwrap_or_default()),
-            Err(_) => std::future::pending().await,
+        if let Ok(why) = failure.wait_for(Option::is_some).await {
+            return Error::fatal(why.as_deref().unwrap_or_default());
         }
+        std::future::pending().await
     }
 
     /// Bytes of all files of the log.
