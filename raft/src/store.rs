@@ -378,6 +378,11 @@ impl Store {
                 None => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         };
+        self.hand_over_to(to).await;
+    }
+
+    /// Gives leadership to that voter, if this node has it, and waits until it is elsewhere, for at most three seconds.
+    pub async fn hand_over_to(&self, to: NodeId) {
         if let Err(e) = self.0.consensus.raft.trigger().transfer_leader(to).await {
             return tracing::warn!("leadership was not handed over: {e}");
         }

@@ -86,6 +86,9 @@ impl State {
     }
 }
 
+/// Names by another name.
+type Index<'a> = BTreeMap<&'a str, Vec<&'a str>>;
+
 /// Who has which sessions and is in which rooms of one namespace, as raw rows.
 pub struct Relation {
     sessions: Rows,
@@ -109,12 +112,12 @@ impl Relation {
     /// Both maps. `sids` is read from what users are in, `rooms` from who is in rooms: two tables, so that a state in which
     /// they disagree is seen here and not papered over.
     pub fn views(&self) -> Views {
-        let mut of_user: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut of_user = Index::new();
         for (user, sid) in self.sessions.names() {
             of_user.entry(user).or_default().push(sid);
         }
-        let mut sids: BTreeMap<&str, Vec<&str>> = self.sessions.names().map(|(_, sid)| (sid, Vec::new())).collect();
-        let (mut rooms, mut members): (BTreeMap<&str, Vec<&str>>, BTreeMap<&str, Vec<&str>>) = Default::default();
+        let mut sids: Index = self.sessions.names().map(|(_, sid)| (sid, Vec::new())).collect();
+        let (mut rooms, mut members) = (Index::new(), Index::new());
         let none = Vec::new();
         for ((user, room), (_, value)) in self.spans.names().zip(self.spans.iter()) {
             let sessions = of_user.get(user).unwrap_or(&none);
@@ -142,7 +145,7 @@ impl Relation {
 
 /// Names are checked before they are stored; one that is not a name any more would be left out.
 fn named<'a, K: Ord, V: Ord>(
-    map: BTreeMap<&'a str, Vec<&'a str>>,
+    map: Index<'a>,
     key: fn(&'a str) -> Option<K>,
     value: fn(&'a str) -> Option<V>,
 ) -> BTreeMap<K, Vec<V>> {
@@ -184,5 +187,93 @@ impl Rows {
     /// The two names that each key is made of.
     fn names(&self) -> impl Iterator<Item = (&str, &str)> {
         self.iter().map(|(key, _)| keys::two_texts(key).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Batch, Command, Holder, NodeInfo};
+
+    fn ns() -> Namespace {
+        Namespace::new("/").expect("a name")
+    }
+
+    fn room(name: &str) -> Room {
+        Room::new(name).expect("a name")
+    }
+
+    fn sid(n: u8) -> Sid {
+        Sid::from_random([n; 20])
+    }
+
+    fn open(n: u8, ns: Namespace, user: &str) -> Command {
+        let user = User::new(user).expect("a name");
+        Command::Open { sid: sid(n), ns, user, guest: false, pid: [n; 32] }
+    }
+
+    fn by(n: u8) -> Holder {
+        Holder { sid: sid(n), generation: 1 }
+    }
+
+    /// Ann with two sessions, bo with one, and one session in another namespace; joins, a leave, a room of one session.
+    fn state() -> State {
+        let other = Namespace::new("/other").expect("a name");
+        let commands = vec![
+            Command::Started(NodeInfo::default()),
+            open(1, ns(), "ann"),
+            open(2, ns(), "ann"),
+            open(3, ns(), "bo"),
+            open(4, other, "ann"),
+            Command::Join { by: by(1), room: room("both") },
+            Command::Join { by: by(3), room: room("both") },
+            Command::Join { by: by(3), room: room("left") },
+            Command::Leave { by: by(3), room: room("left") },
+            Command::Enter { by: by(2), room: room("alone") },
+            Command::Enter { by: by(2), room: room("both") },
+            Command::Join { by: by(4), room: room("elsewhere") },
+        ];
+        let mut state = State::default();
+        state.apply(&Batch { node: 1, incarnation: 1, sequence: 1, stamp: 1000, commands });
+        state
+    }
+
+    #[test]
+    fn both_maps_are_inverse_and_what_single_reads_say() {
+        let state = state();
+        let views = state.relation(&ns()).views();
+        assert_eq!(views.sids.len(), 3, "of this namespace alone");
+        assert_eq!(views.sids[&sid(2)], [room("alone"), room("both")]);
+        for (sid, rooms) in &views.sids {
+            let session = state.session(sid).expect("it is there");
+            assert_eq!(*rooms, state.rooms_of_session(&session));
+            assert!(rooms.iter().all(|room| views.rooms[room].contains(sid)));
+        }
+        for (room, sids) in &views.rooms {
+            assert_eq!(*sids, state.sids_in_room(&ns(), room));
+            assert!(sids.iter().all(|sid| views.sids[sid].contains(room)));
+        }
+        assert_eq!(views.rooms.keys().map(Room::as_str).collect::<Vec<_>>(), ["alone", "both"]);
+        assert_eq!(views.members.keys().map(Room::as_str).collect::<Vec<_>>(), ["both"]);
+        assert_eq!(views.members[&room("both")].len(), 2);
+    }
+
+    #[test]
+    fn lists_go_on_after_a_name_and_stay_in_their_namespace() {
+        let state = state();
+        let rooms = |after: Option<&str>| -> Vec<String> {
+            state.rooms_after(&ns(), after.map(room).as_ref()).map(|(room, _)| room.to_string()).collect()
+        };
+        assert_eq!(rooms(None), ["both", "left", "alone"], "shorter names first");
+        assert_eq!(rooms(Some("both")), ["left", "alone"]);
+        assert_eq!(rooms(Some("gone")), ["left", "alone"], "a name that is no more is a place all the same");
+        let users = |after: Option<&str>| -> Vec<String> {
+            let after = after.and_then(User::new);
+            state.users_after(&ns(), after.as_ref()).map(|user| user.to_string()).collect()
+        };
+        assert_eq!(users(None), ["bo", "ann"]);
+        assert_eq!(users(Some("bo")), ["ann"]);
+        assert_eq!(state.count_sessions(&ns()), (3, 2));
+        assert_eq!(state.count_rooms(&ns()), 3);
     }
 }
