@@ -10,7 +10,10 @@
 //! lost. A *signal* is never refused: without the token the node does the same.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -45,6 +48,8 @@ pub struct Drain {
     pub health: Health,
     pub settings: config::Drain,
     pub tasks: TaskTracker,
+    /// The process was told to stop: this drain is not taken back any more.
+    pub stopping: AtomicBool,
 }
 
 impl Drain {
@@ -60,6 +65,11 @@ impl Drain {
     pub async fn ask(self: &Arc<Self>, others_ready: usize, force: bool) -> Result<(), Refused> {
         if self.health.is_draining() {
             return Ok(());
+        }
+        let me = self.store().node();
+        // The log decides who gets the token; this is only the more telling reason.
+        if let Some(held) = self.store().read(|state| state.drain()).filter(|held| held.node != me && !force) {
+            return Err(Refused(self.held_by(held.node)));
         }
         let voters = self.store().status().voters.len();
         let quorum = voters / 2 + 1;
@@ -86,8 +96,14 @@ impl Drain {
         format!("{name} is being drained; wait until it is back, or undrain it")
     }
 
-    /// Takes the node back into service.
+    /// Takes the node back into service. Connections that are not closed yet stay.
+    ///
+    /// # Errors
+    /// When the process was told to stop, or the log does not take it.
     pub async fn undo(&self) -> Result<(), Refused> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(Refused("this node was told to stop; start it again when it has".to_owned()));
+        }
         let node = self.store().node();
         let ended = self.store().call(Command::EndDrain { node }).await;
         ended.map_err(|e| Refused(format!("the drain token could not be given back: {e}")))?;
@@ -97,6 +113,7 @@ impl Drain {
 
     /// The drain of a node that was told to stop: the same, token or not.
     pub async fn for_stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
         if !self.health.is_draining() {
             self.health.set_draining(true);
             if tokio::time::timeout(TOKEN, self.store().call(Command::TakeDrain { force: false })).await.is_err() {
@@ -117,6 +134,11 @@ impl Drain {
         self.chat.losses.settled().await;
     }
 
+    /// False once the node was taken back into service: what comes from then on stays.
+    fn goes_on(&self) -> bool {
+        self.health.is_draining() || self.stopping.load(Ordering::Relaxed)
+    }
+
     async fn close_all(&self) {
         let closing = TaskTracker::new();
         let mut connections = self.chat.seats.connections();
@@ -124,6 +146,9 @@ impl Drain {
         shuffle(&mut connections);
         let pace = self.settings.window / (connections.len().max(1) as u32);
         for (connection, seats) in connections {
+            if !self.goes_on() {
+                break;
+            }
             if connection.is_closed() {
                 continue;
             }
@@ -131,7 +156,7 @@ impl Drain {
             tokio::time::sleep(jittered(pace)).await;
         }
         // Those whose CONNECT was on its way when the drain began.
-        while !self.chat.seats.is_empty() {
+        while self.goes_on() && !self.chat.seats.is_empty() {
             for (connection, seats) in self.chat.seats.connections() {
                 closing.spawn(close(connection, seats));
             }

@@ -145,6 +145,7 @@ impl Node {
             health: health.clone(),
             settings: config.drain.clone(),
             tasks: TaskTracker::new(),
+            stopping: false.into(),
         };
         let report = Arc::new(Report::default());
         let started_at = std::time::Instant::now();
