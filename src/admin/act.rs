@@ -1,21 +1,28 @@
 //! What an operator does to nodes: into service, out of it, and leadership elsewhere.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{Json, extract::State};
 use http::StatusCode;
 use moim_raft::NodeId;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     answer::{Failure, Named, Params},
-    peer::{self, Question, Reply},
+    peer::{self, About, Question, Reply},
 };
 use crate::node::Node;
 
 /// How long the log may take with the drain token. What was asked goes on after it, and shows in `/v1/cluster`.
-const LOG: Duration = Duration::from_millis(1500);
+const LOG: Duration = Duration::from_millis(1400);
+/// How long the token of a node that is back already is waited for: that node gives it back at its next look.
+const GIVEN_BACK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(20);
 
 type Done = Result<Json<Value>, Failure>;
 
@@ -43,10 +50,11 @@ pub async fn undrain_node(State(node): State<Arc<Node>>, Named(name): Named) -> 
     tell(&node, id, Question::Undrain).await
 }
 
-/// `POST /v1/cluster/leader`: the leader gives leadership to the most caught-up voter.
-pub async fn hand_over(State(node): State<Arc<Node>>) -> Done {
+/// `POST /v1/cluster/leader?to=`: the leader gives leadership to that node, or to the most caught-up voter.
+pub async fn hand_over(State(node): State<Arc<Node>>, params: Params) -> Done {
+    let to = params.get("to").map(|name| named(&node, name)).transpose()?;
     let leader = node.store.status().leader.ok_or_else(|| Failure::unavailable("there is no leader just now"))?;
-    tell(&node, leader, Question::HandOver).await
+    tell(&node, leader, Question::HandOver { to }).await
 }
 
 fn named(node: &Node, name: &str) -> Result<NodeId, Failure> {
@@ -67,9 +75,27 @@ async fn tell(node: &Arc<Node>, id: NodeId, what: Question) -> Done {
 
 /// Begins this node's drain, if that is safe.
 pub async fn drain_self(node: &Arc<Node>, force: bool) -> Reply {
-    let others_ready = others_ready(node).await;
+    let me = node.store.node();
+    let others = node.store.status().voters.into_iter().filter(|id| *id != me);
+    let others = peer::about(node, others).await;
+    await_token(node, &others).await;
+    let ready = others.values().filter(|about| about.ready).count();
     let drain = node.drain.clone();
-    outcome(node, async move { drain.ask(others_ready, force).await }).await
+    outcome(node, async move { drain.ask(ready, force).await }).await
+}
+
+/// A node that is ready in a later incarnation has no use for its token, but gives it back a moment after it says so.
+async fn await_token(node: &Node, others: &BTreeMap<NodeId, About>) {
+    let held_in_vain = || {
+        let held = node.store.read(|state| state.drain());
+        held.is_some_and(|held| {
+            others.get(&held.node).is_some_and(|about| about.ready && about.incarnation > held.incarnation)
+        })
+    };
+    let until = Instant::now() + GIVEN_BACK;
+    while held_in_vain() && Instant::now() < until {
+        sleep(LOOK).await;
+    }
 }
 
 /// Takes this node back into service.
@@ -91,9 +117,19 @@ async fn outcome(node: &Node, work: impl Future<Output = Result<(), crate::drain
     }
 }
 
-/// How many of the other voters say that they are ready.
-async fn others_ready(node: &Arc<Node>) -> usize {
+/// Gives leadership away.
+pub async fn hand_over_self(node: &Node, to: Option<NodeId>) -> Reply {
     let me = node.store.node();
-    let others = node.store.status().voters.into_iter().filter(|id| *id != me);
-    peer::about(node, others).await.values().filter(|about| about.ready).count()
+    match to {
+        Some(to) if to == me => return Reply::Refused("that node is the leader".to_owned()),
+        Some(to) if !node.store.status().voters.contains(&to) => {
+            return Reply::Refused("that node has no vote, so it cannot lead".to_owned());
+        }
+        Some(to) => node.store.hand_over_to(to).await,
+        None => node.store.hand_over().await,
+    }
+    match node.store.status().leader {
+        Some(leader) if leader == me => Reply::Refused("no other voter could take over".to_owned()),
+        _ => Reply::Done,
+    }
 }

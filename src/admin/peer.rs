@@ -29,7 +29,7 @@ pub enum Question {
     Transport(Holder),
     Drain { force: bool },
     Undrain,
-    HandOver,
+    HandOver { to: Option<NodeId> },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -99,10 +99,7 @@ async fn answer(node: &Arc<Node>, question: Question) -> Reply {
         }
         Question::Drain { force } => act::drain_self(node, force).await,
         Question::Undrain => act::undrain_self(node).await,
-        Question::HandOver => {
-            node.store.hand_over().await;
-            Reply::Done
-        }
+        Question::HandOver { to } => act::hand_over_self(node, to).await,
     }
 }
 

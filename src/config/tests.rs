@@ -129,6 +129,8 @@ fn relations_are_checked_and_say_what_to_do() {
     assert!(refused([("expect", "3"), ("join", "a:1")]).contains("name them all"));
     assert!(flags([("expect", "3"), ("join", "a:1,b:1")]).is_ok());
     assert!(refused([("admin", "127.0.0.1:3200")]).contains("port 3200"));
+    assert!(refused([("admin", "0.0.0.0:3100")]).contains("loopback"));
+    assert!(flags([("admin", "[::1]:3100")]).is_ok());
     assert!(refused([("limits.queue-bytes", "1KiB")]).contains("limits.text"));
     assert!(refused([("namespaces", "chat")]).contains("beginning with"));
 }
