@@ -135,6 +135,7 @@ impl Duties {
 
 impl Leading {
     fn new(term: u64, now: Instant) -> Self {
-        Self { term, since: now, lost: HashMap::new(), looked: now }
+        // The first look is at once: the cluster's limits must not wait for the second.
+        Self { term, since: now, lost: HashMap::new(), looked: now.checked_sub(LOOK_EVERY).unwrap_or(now) }
     }
 }

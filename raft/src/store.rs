@@ -477,6 +477,10 @@ impl Consensus {
     pub fn last_contact(&self) -> Option<Instant> {
         let metrics = self.metrics();
         match metrics.state {
+            // A quorum of one has nobody to ask.
+            ServerState::Leader if metrics.membership_config.membership().voter_ids().eq([self.node]) => {
+                Some(Instant::now())
+            }
             ServerState::Leader => metrics.last_quorum_acked.map(|at| to_tokio(*at)),
             _ => self.heard.last(),
         }
