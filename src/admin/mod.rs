@@ -14,6 +14,7 @@ mod inspect;
 mod peer;
 mod serve;
 mod status;
+mod who;
 mod whole;
 
 use std::sync::Arc;
@@ -37,10 +38,10 @@ fn routes(node: Arc<Node>) -> Router {
         .route("/v1/rooms", get(inspect::rooms))
         .route("/v1/rooms/{room}", get(inspect::room))
         .route("/v1/rooms/{room}/messages", get(inspect::messages))
-        .route("/v1/sids", get(inspect::sids))
-        .route("/v1/sids/{sid}", get(inspect::sid))
-        .route("/v1/users", get(inspect::users))
-        .route("/v1/users/{user}", get(inspect::user))
+        .route("/v1/sids", get(who::sids))
+        .route("/v1/sids/{sid}", get(who::sid))
+        .route("/v1/users", get(who::users))
+        .route("/v1/users/{user}", get(who::user))
         .route("/v1/state", get(whole::state))
         .route("/v1/state/hash", get(whole::hash))
         .route("/v1/drain", post(act::drain))
