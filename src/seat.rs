@@ -27,8 +27,6 @@ use crate::client::{Ack, Connection, Encoded, Outlet};
 const WAITING_MAX: usize = 16_384;
 /// Commands of one socket that are on their way through the log at once; further ones wait in its queue.
 const COMMANDS_MAX: u32 = 512;
-/// Packets that the taker of a seat moves to the socket between two looks at what the stream has sent.
-const MOVED_AT_ONCE: usize = 64;
 
 /// One packet on its way to a socket.
 enum Packet {
@@ -173,27 +171,34 @@ impl Seat {
         if !self.mark_taken() {
             return Err(Gone);
         }
-        let half = self.queue_bytes_max / 2;
         let mut done = outlet.event(ready).map_err(|_| Gone);
-        for chunk in replay.chunks(MOVED_AT_ONCE) {
-            for event in chunk {
-                done = done.and_then(|()| self.pass(&outlet, Packet::Event(event.clone())));
-            }
-            outlet.connection().drained(half).await;
+        for event in replay {
+            self.pace(&outlet).await;
+            done = done.and_then(|()| self.pass(&outlet, Packet::Event(event)));
         }
         if done.is_err() {
             self.let_go();
             return Err(Gone);
         }
-        self.go_live(outlet, half).await
+        self.go_live(outlet).await
     }
 
-    async fn go_live(&self, outlet: Outlet, half: usize) -> Result<(), Gone> {
+    /// Waits until the stream has sent so much that half of the bound is free again.
+    async fn pace(&self, outlet: &Outlet) {
+        let half = self.queue_bytes_max / 2;
+        if outlet.connection().queued_bytes() > half {
+            outlet.connection().drained(half).await;
+        }
+    }
+
+    /// Moves what has come meanwhile to the socket, in steps that leave the player a turn; the last one makes it live.
+    async fn go_live(&self, outlet: Outlet) -> Result<(), Gone> {
+        let half = self.queue_bytes_max / 2;
         loop {
             {
                 let mut stage = self.lock();
                 let Stage::Waiting { queue, bytes, .. } = &mut *stage else { return Err(Gone) };
-                for _ in 0..MOVED_AT_ONCE {
+                while outlet.connection().queued_bytes() <= half {
                     let Some(packet) = queue.pop_front() else { break };
                     *bytes -= self.size(&packet).min(*bytes);
                     if self.pass(&outlet, packet).is_err() {
@@ -206,7 +211,7 @@ impl Seat {
                     return Ok(());
                 }
             }
-            outlet.connection().drained(half).await;
+            self.pace(&outlet).await;
         }
     }
 

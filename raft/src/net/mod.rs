@@ -8,6 +8,7 @@
 //! | module | |
 //! |---|---|
 //! | [`local`] | what this node says of itself |
+//! | `dial` | the place of one connection, and the making of it |
 //! | [`link`] | requests and answers, many at a time, over one connection |
 //! | [`message`] | what is asked and answered |
 //! | [`network`] | openraft's side: sends |
@@ -17,6 +18,7 @@
 //! | [`snapshot`] | files over the bulk lane |
 
 pub mod consensus;
+mod dial;
 pub mod frame;
 pub mod handshake;
 pub mod link;

@@ -1,9 +1,15 @@
 //! openraft's sending side: a client for each peer and lane.
 //!
-//! A client dials when it is first used and again after its link broke. `Unreachable` (openraft waits before it tries again)
+//! A client dials when it is first used and again after its link broke; all that is urgent to one node (heartbeats, votes,
+//! transfers) shares one connection, because openraft makes a client for each vote. `Unreachable` (openraft waits before it tries again)
 //! means that there is no connection; `Network` means that there was one and the request failed on it.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Arc, Mutex as StdMutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use openraft::{
@@ -17,11 +23,15 @@ use openraft::{
     storage::Snapshot,
     type_config::alias::SnapshotOf,
 };
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 
 use super::{
-    Lane, Local, SnapshotFile, handshake,
-    link::Link,
+    Lane, Local, SnapshotFile,
+    dial::Slot,
+    handshake,
     message::{RaftReply, RaftRequest},
     snapshot,
 };
@@ -38,19 +48,32 @@ const APPEND_BYTES_MAX: usize = 16 << 20;
 /// A wrong node at a peer's address is logged this often at most, for each client.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
+/// How long one append may take. Far more than a heartbeat: a follower whose disk stalls is slow, not gone.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connections by where they go.
+type Slots = Arc<StdMutex<HashMap<(NodeId, String), Arc<Mutex<Slot>>>>>;
+
 /// Makes clients for openraft.
 #[derive(Clone)]
 pub struct Network {
     local: Arc<Local>,
+    /// The urgent lane of each peer. Bounded by the addresses that peers ever had in one life of this process.
+    beats: Slots,
 }
 
 impl Network {
     pub fn new(local: Arc<Local>) -> Self {
-        Self { local }
+        Self { local, beats: Slots::default() }
     }
 
     fn client(&self, target: NodeId, node: &Peer, lane: Lane) -> Client {
-        Client { local: Arc::clone(&self.local), target, addr: node.addr.clone(), lane, link: None, complained: None }
+        let beat = {
+            let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(beats.entry((target, node.addr.clone())).or_default())
+        };
+        let own = Arc::default();
+        Client { local: Arc::clone(&self.local), target, addr: node.addr.clone(), lane, own, beat, complained: None }
     }
 }
 
@@ -77,37 +100,40 @@ pub struct Client {
     addr: String,
     /// What openraft made this client for. Votes and transfers, which it sends by ordinary clients, are urgent anyway.
     lane: Lane,
-    link: Option<Link>,
+    /// For entries.
+    own: Arc<Mutex<Slot>>,
+    /// For what is urgent; shared by all clients of this peer.
+    beat: Arc<Mutex<Slot>>,
     complained: Option<Instant>,
 }
 
 impl Client {
-    async fn ask(&mut self, request: &RaftRequest, within: Duration) -> Result<RaftReply, RPCError<TypeConfig>> {
-        let deadline = Instant::now() + within;
-        let lane = match (self.lane, request) {
-            (Lane::Raft, RaftRequest::Append { .. }) => Lane::Raft,
-            _ => Lane::Beat,
+    async fn ask(&mut self, request: &RaftRequest, option: &RPCOption) -> Result<RaftReply, RPCError<TypeConfig>> {
+        let (lane, slot, within) = match (self.lane, request) {
+            (Lane::Raft, RaftRequest::Append { .. }) => (Lane::Raft, &self.own, APPEND_TIMEOUT.max(option.hard_ttl())),
+            _ => (Lane::Beat, &self.beat, option.hard_ttl()),
         };
-        let link = self.link(lane, within).await.map_err(|e| RPCError::Unreachable(unreachable(&e)))?;
+        let deadline = Instant::now() + within;
+        let dialed = async {
+            let mut slot = slot.lock().await;
+            slot.link(&self.local, &self.addr, lane, self.target, within).await
+        };
+        let link = match timeout(within, dialed).await {
+            Ok(Ok(link)) => link,
+            Ok(Err(e)) => {
+                self.complain(&e);
+                return Err(RPCError::Unreachable(unreachable(&e)));
+            }
+            Err(_) => {
+                let late = Error::unavailable(format!("{} does not answer within {within:?}", self.addr));
+                return Err(RPCError::Unreachable(unreachable(&late)));
+            }
+        };
         let body = codec::body(request).map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
         let left = deadline.saturating_duration_since(Instant::now());
         let answer = link.request(Bytes::from(body), left).await;
         let reply = answer.and_then(|body| codec::from_body(&body));
         reply.map_err(|e| RPCError::Network(NetworkError::new(&e)))
-    }
-
-    /// The link of this client, dialed when there is none. A client that openraft made for votes never sends entries, so one
-    /// link is enough: its lane is that of its first request.
-    async fn link(&mut self, lane: Lane, within: Duration) -> Result<&Link> {
-        if self.link.as_ref().is_none_or(Link::is_closed) {
-            self.link = None;
-            let dialing = handshake::dial(&self.local, &self.addr, lane, Some(self.target));
-            let late = |_| Error::unavailable(format!("{} does not answer within {within:?}", self.addr));
-            let dialed = timeout(within, dialing).await.map_err(late)?;
-            let (stream, _) = dialed.inspect_err(|e| self.complain(e))?;
-            self.link = Some(Link::new(stream));
-        }
-        Ok(self.link.as_ref().expect("it was made just now"))
     }
 
     /// A peer that is away is routine; a wrong one at its address is for the operator.
@@ -145,7 +171,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let all = rpc.entries.len();
         rpc.entries.truncate(fitting(&rpc.entries));
-        let reply = self.ask(&RaftRequest::from(&rpc), option.soft_ttl()).await?;
+        let reply = self.ask(&RaftRequest::from(&rpc), &option).await?;
         let reply = reply.append().map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
         Ok(match reply {
             AppendEntriesResponse::Success if rpc.entries.len() < all => {
@@ -160,7 +186,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let reply = self.ask(&RaftRequest::Vote((&rpc).into()), option.soft_ttl()).await?;
+        let reply = self.ask(&RaftRequest::Vote((&rpc).into()), &option).await?;
         reply.vote().map_err(|e| RPCError::Network(NetworkError::new(&e)))
     }
 
@@ -169,7 +195,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let reply = self.ask(&RaftRequest::PreVote((&rpc).into()), option.soft_ttl()).await?;
+        let reply = self.ask(&RaftRequest::PreVote((&rpc).into()), &option).await?;
         reply.vote().map_err(|e| RPCError::Network(NetworkError::new(&e)))
     }
 
@@ -192,7 +218,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         rpc: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let reply = self.ask(&RaftRequest::from(&rpc), option.soft_ttl()).await?;
+        let reply = self.ask(&RaftRequest::from(&rpc), &option).await?;
         reply.transfer().map_err(|e| RPCError::Network(NetworkError::new(&e)))
     }
 }
