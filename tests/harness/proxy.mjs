@@ -66,7 +66,9 @@ export class Link {
   end(pair) {
     if (!this.pairs.delete(pair)) return;
     for (const pipe of pair.pipes) clearTimeout(pipe.timer);
-    for (const each of pair.sockets) each.destroyed || each.resetAndDestroy();
+    // Not `resetAndDestroy`: of a socket that is being reset twice, or before it has connected, Node 20 keeps the
+    // handle, and with it this process.
+    for (const each of pair.sockets) each.destroy();
   }
 
   freeze() {
