@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use moim_raft::Store;
+use moim_raft::{Store, clock::OFF_MAX_MS};
 
 /// Without a word of a leader with a quorum for so long a node is not ready. Longer than an election.
 const SILENCE: Duration = Duration::from_millis(1500);
@@ -81,6 +81,9 @@ impl Health {
             Some(silent) => say("isolated", format!("no leader with a quorum was heard for {} ms", silent.as_millis())),
             None => say("isolated", "no leader with a quorum was heard yet".to_owned()),
         }
+        if let Some(off) = status.clock_off_ms.filter(|off| off.abs() > OFF_MAX_MS) {
+            say("clock", wrong_clock(off));
+        }
         let lag = status.committed.saturating_sub(status.applied);
         if lag > LAG {
             say("behind", format!("{lag} committed entries are not applied yet"));
@@ -96,4 +99,13 @@ impl Health {
     pub fn silent_for(&self) -> Option<Duration> {
         self.0.store.status().silent_for
     }
+}
+
+fn wrong_clock(off_ms: i64) -> String {
+    let (seconds, side) = (off_ms.unsigned_abs() / 1000, if off_ms > 0 { "ahead of" } else { "behind" });
+    format!(
+        "this node's wall clock is {seconds} s {side} the median of the voters, {} s are allowed: set it, and see that it is \
+         kept (chrony, ntpd); then the node is ready again by itself",
+        OFF_MAX_MS / 1000
+    )
 }

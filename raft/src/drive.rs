@@ -7,8 +7,9 @@ use openraft::errors::{ClientWriteError, RaftError};
 use tokio::sync::watch;
 
 use crate::{
+    clock::Clock,
     codec::{self, Kind},
-    command::{Batch, Command, NodeId, Stamp},
+    command::{Batch, Command, NodeId},
     error::{Error, Result},
     machine::Replica,
     net::{CallRequest, CallResponse, Forwarded, Local, Peers},
@@ -29,6 +30,7 @@ const RESTART: Duration = Duration::from_millis(200);
 pub(crate) struct Driver {
     pub local: Arc<Local>,
     pub consensus: Consensus,
+    pub clock: Arc<Clock>,
     pub peers: Arc<Peers>,
     pub proposals: Arc<Proposals>,
     pub replica: Arc<Replica>,
@@ -119,7 +121,9 @@ impl Driver {
                 tokio::time::sleep(RETRY).await;
                 Err(Error::unavailable("no leader is known"))
             }
-            Some((id, _)) if *id == self.local.node() => append(&self.consensus, batch.clone()).await.map(|_| ()),
+            Some((id, _)) if *id == self.local.node() => {
+                append(&self.consensus, &self.clock, batch.clone()).await.map(|_| ())
+            }
             Some((id, peer)) => {
                 let batch = Bytes::from(codec::encode(Kind::Batch, batch)?);
                 let request = CallRequest::Forward { batch };
@@ -132,12 +136,12 @@ impl Driver {
     }
 }
 
-/// Stamps a batch with this node's wall clock and appends it; the index at which it was committed.
+/// Stamps a batch with this node's clock and appends it; the index at which it was committed.
 ///
 /// # Errors
 /// `Unavailable` when this node does not lead, or stops leading meanwhile; `Fatal` when Raft has stopped.
-pub(crate) async fn append(consensus: &Consensus, mut batch: Batch) -> Result<u64> {
-    batch.stamp = wall_clock();
+pub(crate) async fn append(consensus: &Consensus, clock: &Clock, mut batch: Batch) -> Result<u64> {
+    batch.stamp = clock.stamp();
     let payload = Payload(Bytes::from(codec::encode(Kind::Batch, &batch)?));
     match consensus.raft.client_write(payload).await {
         Ok(written) => Ok(written.log_id.index),
@@ -145,11 +149,4 @@ pub(crate) async fn append(consensus: &Consensus, mut batch: Batch) -> Result<u6
         Err(RaftError::APIError(e)) => Err(Error::unavailable(e)),
         Err(RaftError::Fatal(e)) => Err(Error::fatal(e)),
     }
-}
-
-/// Milliseconds since the Unix epoch. The one place where this crate looks at a wall clock.
-pub(crate) fn wall_clock() -> Stamp {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis().try_into().unwrap_or(Stamp::MAX))
 }

@@ -29,17 +29,14 @@
 
 mod decide;
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use tokio::{sync::watch, time::sleep};
 
 use self::decide::{Seen, Step, bound_text, decide};
 use crate::{
+    clock::wall_clock,
     error::{Error, Result},
     identity::{Belongs, ClusterId, Members, new_cluster_id},
     net::{CallRequest, CallResponse, Consensus, Leadership, Local, Peers, Probed, Remote},
@@ -276,7 +273,6 @@ impl Former {
 
     fn probed(&self) -> Probed {
         let identity = self.local.identity();
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Probed {
             node: identity.node(),
             peer: self.local.peer.clone(),
@@ -284,7 +280,7 @@ impl Former {
             formed: identity.is_settled(),
             expect: self.expect as u64,
             barred: identity.may_form().err().map(|e| e.to_string()),
-            clock_ms: clock.as_millis() as u64,
+            clock_ms: wall_clock(),
         }
     }
 

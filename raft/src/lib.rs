@@ -1,5 +1,6 @@
 //! moim's replicated store.
 mod base;
+pub mod clock;
 pub mod codec;
 pub mod command;
 mod disk;

@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     base::Base,
+    clock::Clock,
     codec::{self, Kind},
     command::{Batch, Command, Incarnation, Limits, NodeId, NodeInfo},
     drive::{Driver, append},
@@ -92,6 +93,11 @@ pub struct Status {
     pub started: bool,
     /// Since when no leader with a quorum was heard; `None` when never.
     pub silent_for: Option<Duration>,
+    /// How far the wall clock is ahead of the median of the voters, or behind it; beyond [`OFF_MAX_MS`] this node does not
+    /// lead. `None` before a majority could be asked.
+    ///
+    /// [`OFF_MAX_MS`]: crate::clock::OFF_MAX_MS
+    pub clock_off_ms: Option<i64>,
     pub log_bytes: u64,
 }
 
@@ -112,6 +118,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     local: Arc<Local>,
     consensus: Consensus,
+    clock: Arc<Clock>,
     peers: Arc<Peers>,
     replica: Arc<Replica>,
     proposals: Arc<Proposals>,
@@ -158,6 +165,7 @@ impl Store {
         let heard = Heard::default();
         let consensus = Consensus { raft: raft.clone(), heard: heard.clone(), node };
         let peers = Arc::new(Peers::new(local.clone()));
+        let clock = Arc::new(Clock::new(node, consensus.clone(), peers.clone()));
         let receiving = Arc::new(RaftConsensus::new(raft, heard));
         let former = Arc::new(Former::new(local.clone(), peers.clone(), receiving.clone(), config.expect));
         let (started_now, started) = watch::channel(false);
@@ -166,6 +174,7 @@ impl Store {
         let app = Arc::new(Answers {
             local: local.clone(),
             consensus: consensus.clone(),
+            clock: clock.clone(),
             former: former.clone(),
             bus: bus_feed,
             ask: ask.clone(),
@@ -187,6 +196,7 @@ impl Store {
         let driver = Driver {
             local: local.clone(),
             consensus: consensus.clone(),
+            clock: clock.clone(),
             peers: peers.clone(),
             proposals: proposals.clone(),
             replica: replica.clone(),
@@ -196,6 +206,7 @@ impl Store {
         let inner = Inner {
             local,
             consensus,
+            clock,
             peers,
             replica,
             proposals,
@@ -213,6 +224,9 @@ impl Store {
         let store = Self(Arc::new(inner));
         let life = store.clone().live(former, config.join, driver);
         store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(life));
+        let timed = store.clone();
+        let compare = async move { timed.0.clock.run(&timed).await };
+        store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(compare));
         Ok((store, Feeds { plays, bus }))
     }
 
@@ -241,6 +255,8 @@ impl Store {
         while let Err(e) = self.linearizable().await {
             tracing::warn!("still catching up with what was committed before the start: {e}");
         }
+        // Before anybody can take this node for ready.
+        self.0.clock.look().await;
         Ok(())
     }
 
@@ -363,16 +379,17 @@ impl Store {
             waiting: self.0.waiting.borrow().clone(),
             started: *self.0.started.borrow(),
             silent_for: self.0.contact.borrow().map(|at| at.elapsed()),
+            clock_off_ms: self.0.clock.off_ms(),
             log_bytes: self.0.log.size_bytes(),
         }
     }
 
-    /// Gives leadership to the most caught-up voter that is heard of, if this node has it. Without such a voter nothing
-    /// is given away: nobody could take it.
+    /// Gives leadership to the most caught-up voter that is heard of and whose clock is right, if this node has it. Without
+    /// such a voter nothing is given away: nobody could take it.
     pub async fn hand_over(&self) {
         let patience = Instant::now() + SUCCESSOR_TIMEOUT;
         let to = loop {
-            match self.0.consensus.successor() {
+            match self.0.consensus.successor(|id| !self.0.clock.is_wrong(id)) {
                 Some(to) => break to,
                 None if self.0.consensus.leading_term().is_none() || Instant::now() >= patience => return,
                 None => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -467,6 +484,12 @@ impl Consensus {
         metrics.membership_config.membership().nodes().map(|(id, peer)| (*id, peer.clone())).collect()
     }
 
+    pub fn voters(&self) -> Vec<(NodeId, Peer)> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        membership.voter_ids().filter_map(|id| Some((id, membership.get_node(&id)?.clone()))).collect()
+    }
+
     /// The term that this node leads in, if it does.
     pub fn leading_term(&self) -> Option<u64> {
         let metrics = self.metrics();
@@ -491,13 +514,14 @@ impl Consensus {
         self.metrics().heartbeat?.get(&node).copied().flatten().map(|at| to_tokio(*at))
     }
 
-    /// The voter that can best take over.
-    pub fn successor(&self) -> Option<NodeId> {
+    /// The fit voter that can best take over.
+    pub fn successor(&self, fit: impl Fn(NodeId) -> bool) -> Option<NodeId> {
         const HEARD_WITHIN: Duration = Duration::from_secs(1);
         let metrics = self.metrics();
         let replication = metrics.replication?;
         let heard = |id: &NodeId| self.heard_of(*id).is_some_and(|at| at.elapsed() < HEARD_WITHIN);
-        let voters = metrics.membership_config.membership().voter_ids().filter(|id| *id != self.node && heard(id));
+        let voters =
+            metrics.membership_config.membership().voter_ids().filter(|id| *id != self.node && heard(id) && fit(*id));
         voters.max_by_key(|id| replication.get(id).copied().flatten().map(|matched| matched.index))
     }
 
@@ -548,6 +572,7 @@ impl Leaders {
 struct Answers {
     local: Arc<Local>,
     consensus: Consensus,
+    clock: Arc<Clock>,
     former: Arc<Former>,
     bus: mpsc::Sender<Bytes>,
     ask: Arc<OnceLock<Ask>>,
@@ -562,7 +587,7 @@ impl Answers {
                 if batch.node != from.node || self.consensus.peer(from.node).is_none() {
                     return Err(Error::refused("a batch of a node that is not in this cluster"));
                 }
-                let appended = append(&self.consensus, batch).await;
+                let appended = append(&self.consensus, &self.clock, batch).await;
                 CallResponse::Forwarded(match appended {
                     Ok(index) => Forwarded::Accepted { index },
                     Err(Error::Unavailable(_)) => Forwarded::NotLeader { leader: leader() },
