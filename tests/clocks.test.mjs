@@ -1,7 +1,8 @@
 // A node whose wall clock is wrong does not lead and ends nobody's session. Needs Debian's libfaketime.
 import test from "node:test";
 import assert from "node:assert/strict";
-import { existsSync } from "node:fs";
+import { existsSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { Client, unique } from "./harness/client.mjs";
 import { withCluster } from "./harness/cluster.mjs";
 import { http } from "./harness/http.mjs";
@@ -31,12 +32,52 @@ for (const offset of ["+1h", "+1d", "-3m"]) {
         await sleep(200);
       }
       assert.notEqual(await cluster.leader(other), odd);
-      assert.equal((await http(odd.client, "/readyz")).status, 503);
+      const { status, text } = await http(odd.client, "/readyz");
+      assert.deepEqual([status, text.trim()], [503, "clock"]);
       away.socket.connect();
       assert.equal((await away.waitReady(2)).recovered, true);
       await away.next("message", ({ text }) => text === 10);
       assert.deepEqual(away.messages(room).map(({ text }) => text), [...Array(11).keys()]);
       const { messages } = await watcher.ok("history", { room, limit: 100 });
       assert.equal(messages.filter(({ text }) => text !== undefined).length, 11);
+    }));
+}
+
+for (const jump of ["+1d", "-1h"]) {
+  test(`the leader's clock jumps by ${jump} while it leads: it stops leading, and nothing is trimmed or said twice`, { timeout: 60_000, skip },
+    withCluster({ start: false, settings: { "history.ttl": "10m" } }, async ({ cluster }) => {
+      for (const node of cluster.nodes) {
+        node.clock = join(cluster.folder, `${node.name}.clock`);
+        writeFileSync(node.clock, "+0");
+        node.env = { LD_PRELOAD: LIB, FAKETIME_TIMESTAMP_FILE: node.clock, FAKETIME_NO_CACHE: "1", FAKETIME_DONT_FAKE_MONOTONIC: "1" };
+        node.start();
+      }
+      await cluster.allReady();
+      const odd = await cluster.leader();
+      const client = await Client.ready(odd.url, { user: unique("user") });
+      const room = unique("room");
+      await client.ok("join", room);
+      const mid = unique("mid");
+      const first = await client.ok("message", { room, text: "first", mid });
+      writeFileSync(odd.clock, jump);
+      // Most of these are stamped by the leader whose clock is wrong already.
+      const sent = [];
+      for (let n = 1; n <= 60; n++) {
+        sent.push(n);
+        await client.ok("message", { room, text: n });
+        await sleep(50);
+      }
+      await eventually("another leader", async () => {
+        const leader = await cluster.leaderNow(cluster.others(odd)[0]);
+        return leader && leader !== odd;
+      });
+      assert.match((await http(odd.admin, "/readyz?verbose")).text, /^clock: .*median/);
+      assert.equal((await client.ok("message", { room, text: "first", mid })).id, first.id);
+      const { messages } = await client.ok("history", { room, limit: 100 });
+      const texts = messages.filter(({ text }) => text !== undefined);
+      assert.deepEqual(texts.map(({ text }) => text), ["first", ...sent]);
+      for (const { at } of texts) assert.ok(Math.abs(at - Date.now()) < 60_000, `stamped ${at}`);
+      writeFileSync(odd.clock, "+0");
+      await cluster.ready(odd);
     }));
 }
