@@ -21,6 +21,7 @@ use moim_raft::{
     Store,
     command::{Command, Refusal, Reply},
 };
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -87,8 +88,19 @@ impl Drain {
         }
         self.health.set_draining(true);
         let drain = self.clone();
-        self.tasks.spawn(async move { drain.empty().await });
+        self.spawn(async move { drain.empty().await });
         Ok(())
+    }
+
+    /// What must not be left half done when whoever asked for it goes away. `None` when the node's stop ended it.
+    pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<Option<T>> {
+        self.tasks.spawn(self.chat.stopping.clone().run_until_cancelled_owned(work))
+    }
+
+    /// Waits, once the node stops, until nothing of this is left.
+    pub async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     fn held_by(&self, node: u64) -> String {
@@ -140,7 +152,7 @@ impl Drain {
     }
 
     async fn close_all(&self) {
-        let closing = TaskTracker::new();
+        let mut closing = JoinSet::new();
         let mut connections = self.chat.seats.connections();
         tracing::info!(connections = connections.len(), "draining");
         shuffle(&mut connections);
@@ -162,8 +174,7 @@ impl Drain {
             }
             tokio::time::sleep(LOOK).await;
         }
-        closing.close();
-        closing.wait().await;
+        while closing.join_next().await.is_some() {}
     }
 }
 

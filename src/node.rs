@@ -112,6 +112,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     stop.cancel();
     tasks.close();
     tasks.wait().await;
+    node.drain.ended().await;
     let closed = node.store.close().await;
     outcome.and_then(|reason| closed.map(|()| reason))
 }
@@ -203,7 +204,9 @@ impl Node {
             for seat in self.chat.seats.abandoned(self.chat.settings.patience) {
                 self.chat.give_up(&seat);
             }
-            let isolated = self.health.silent_for().is_none_or(|silent| silent >= self.config.node.isolation);
+            // Who has heard nobody yet is alone since its start.
+            let silent = self.health.silent_for().unwrap_or_else(|| self.started_at.elapsed());
+            let isolated = silent >= self.config.node.isolation;
             if isolated && !let_go {
                 tracing::warn!("without a leader for node.isolation: letting all clients go, they recover elsewhere");
                 self.let_clients_go();

@@ -107,9 +107,10 @@ pub async fn undrain_self(node: &Arc<Node>) -> Reply {
 /// Waits for the log, but not for ever. In a task of the drain's, because half of it must not be done: a token that was
 /// taken for a drain that never began would be in everybody's way.
 async fn outcome(node: &Node, work: impl Future<Output = Result<(), crate::drain::Refused>> + Send + 'static) -> Reply {
-    match timeout(LOG, node.drain.tasks.spawn(work)).await {
-        Ok(Ok(Ok(()))) => Reply::Done,
-        Ok(Ok(Err(refused))) => Reply::Refused(refused.0),
+    match timeout(LOG, node.drain.spawn(work)).await {
+        Ok(Ok(Some(Ok(())))) => Reply::Done,
+        Ok(Ok(Some(Err(refused)))) => Reply::Refused(refused.0),
+        Ok(Ok(None)) => Reply::Unavailable("this node is stopping".to_owned()),
         Ok(Err(_)) => Reply::Unavailable("it broke off; see the node's log".to_owned()),
         Err(_) => {
             Reply::Unavailable("the log does not take it now; it is done as soon as there is a quorum".to_owned())
