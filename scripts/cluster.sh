@@ -35,6 +35,16 @@ until_true() {
 
 is_gone() { ! is_running "$1"; }
 
+is_open() { exec 3<>"/dev/tcp/127.0.0.1/$1" && exec 3>&-; } 2>/dev/null
+
+# Whoever has one of node $1's ports would be taken for the node.
+need_ports() {
+  local port
+  for port in "300$1" "310$1" "320$1"; do
+    if (is_open "$port"); then fail "port $port, which node$1 needs, is in use; stop what listens there: ss -ltnp 'sport = :$port'" 2; fi
+  done
+}
+
 is_ready() {
   exec 3<>"/dev/tcp/127.0.0.1/300$1" || return 1
   printf 'GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n' >&3
@@ -59,13 +69,22 @@ launch() {
   echo $! >"$dir/node$1.pid"
 }
 
+has_ended() { ! kill -0 "$(pid_of "$1")" 2>/dev/null; }
+is_ready_or_has_ended() { has_ended "$1" || is_ready "$1"; }
+
 await_ready() {
-  until_true "$ready_within" is_ready "$1" ||
-    fail "node$1 is not ready after $ready_within s; the end of $dir/node$1.log: $(tail -n 3 "$dir/node$1.log" 2>/dev/null)"
+  local what="is not ready after $ready_within s"
+  if until_true "$ready_within" is_ready_or_has_ended "$1"; then
+    has_ended "$1" || return 0
+    what="has ended"
+  fi
+  fail "node$1 $what; the end of $dir/node$1.log: $(tail -n 3 "$dir/node$1.log" 2>/dev/null)"
 }
 
 start() {
   need_binary
+  # All ports before the first process: nothing is left half started.
+  for n in $nodes; do is_running "$n" || need_ports "$n"; done
   for n in $nodes; do is_running "$n" || launch "$n"; done
   for n in $nodes; do await_ready "$n"; done
   for n in $nodes; do echo "node$n http://127.0.0.1:300$n admin 127.0.0.1:310$n log $dir/node$n.log"; done
@@ -91,6 +110,7 @@ restart() {
   need_binary
   if is_running "$1"; then kill -TERM "$(pid_of "$1")"; fi
   end "$1"
+  need_ports "$1"
   launch "$1"
 }
 
