@@ -157,6 +157,21 @@ pub struct Limits {
     pub sessions_per_user: u64,
 }
 
+impl Limits {
+    /// No bounds at all, which is what holds until a leader has stored the cluster's. Defaults would not do: two versions
+    /// may have different ones, and then their states would part.
+    pub const UNBOUNDED: Self = Self {
+        history_size: u64::MAX,
+        history_ttl_ms: u64::MAX,
+        history_bytes: u64::MAX,
+        mid_window_ms: u64::MAX,
+        mids_per_user: u64::MAX,
+        rooms_per_user: u64::MAX,
+        sessions_per_user: u64::MAX,
+    };
+}
+
+/// What a leader proposes where nothing else is configured.
 impl Default for Limits {
     fn default() -> Self {
         Self {

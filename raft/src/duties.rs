@@ -95,7 +95,8 @@ impl Duties {
         }
     }
 
-    /// Nodes with different settings must still agree: the leader's are the cluster's.
+    /// Nodes with different settings must still agree: the leader's are the cluster's. The first leader always stores its
+    /// own, because a state without any bounds nothing.
     fn set_limits(&self) {
         if self.replica.read(|state| *state.limits() != self.limits) {
             self.proposals.push(Command::SetLimits(self.limits.clone()), Ticket::nobody());

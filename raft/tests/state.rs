@@ -54,6 +54,7 @@ impl Script {
         for node in [3, 2, 1] {
             script.start(node);
         }
+        script.run(Command::SetLimits(Limits::default()));
         script
     }
 
@@ -207,6 +208,25 @@ fn a_batch_of_an_incarnation_that_is_not_live_does_nothing() {
     assert_eq!(s.state.apply(&late), Outcome::Skipped(Skipped::NotLive));
     assert_ne!(s.state.hash(), before, "the start itself counts");
     assert!(s.texts("lobby").is_empty());
+}
+
+#[test]
+fn without_stored_limits_nothing_is_bounded_whatever_a_versions_defaults_are() {
+    assert_eq!(*State::default().limits(), Limits::UNBOUNDED);
+    assert_eq!(
+        *State::load(State::default().pairs().map(|(k, v)| (k.to_vec(), v.to_vec()))).limits(),
+        Limits::UNBOUNDED
+    );
+    let mut s = Script { state: State::default(), stamp: NOW, nodes: [(0, 0); 4], at: 1 };
+    s.start(1);
+    let defaults = Limits::default();
+    for n in 0..=defaults.sessions_per_user {
+        s.open(&n.to_string(), "u");
+    }
+    s.run(Command::SetLimits(defaults.clone()));
+    assert_eq!(s.open_as("more", "u", false), Err(Refusal::TooManySessions));
+    let pairs = s.state.pairs().map(|(key, value)| (key.to_vec(), value.to_vec()));
+    assert_eq!(*State::load(pairs).limits(), defaults, "stored, also when they are somebody's defaults");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::{
 use cluster::{Cluster, PATIENCE, lobby, say, sid, texts, until};
 use moim_raft::{
     Error, Store, Ticket,
-    command::{Command, Position, Reply},
+    command::{Command, Limits, Position, Reply},
 };
 use tokio::time::timeout;
 
@@ -53,6 +53,12 @@ async fn three_nodes_form_one_cluster_and_play_one_order() {
     until(|| (0..3).all(|i| c.node(i).played.lock().unwrap().last().is_some_and(|last| last.position >= end))).await;
     assert!(played(0).len() > 60);
     assert!(played(0) == played(1) && played(1) == played(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_leader_stores_the_limits_also_when_they_are_the_defaults() {
+    let c = Cluster::new(3).await;
+    until(|| (0..3).all(|i| c.store(i).read(|state| *state.limits() == Limits::default()))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -38,12 +38,19 @@ use crate::{
 };
 
 /// The replicated state and the two counters that every command touches.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct State {
     kv: Kv,
     position: Position,
     clock: Stamp,
     limits: Limits,
+}
+
+/// Before the first command: nothing is known, and nothing is bounded.
+impl Default for State {
+    fn default() -> Self {
+        Self { kv: Kv::default(), position: Position(0), clock: 0, limits: Limits::UNBOUNDED }
+    }
 }
 
 /// What became of a batch.
@@ -95,7 +102,7 @@ impl State {
         let mut state = Self { kv: Kv::load(pairs), ..Self::default() };
         state.position = state.get(&keys::meta("position")).unwrap_or_default();
         state.clock = state.get(&keys::meta("clock")).unwrap_or_default();
-        state.limits = state.get(&keys::meta("limits")).unwrap_or_default();
+        state.limits = state.get(&keys::meta("limits")).unwrap_or(Limits::UNBOUNDED);
         state
     }
 
@@ -154,6 +161,7 @@ impl State {
         self.clock
     }
 
+    /// What the last leader stored; [`Limits::UNBOUNDED`] before the first one did.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
