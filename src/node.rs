@@ -260,9 +260,11 @@ fn store_config(config: &Config) -> Result<moim_raft::Config> {
             mids_per_user: config.mid.per_user as u64,
             rooms_per_user: config.limits.rooms_per_user as u64,
             sessions_per_user: config.limits.sessions_per_user as u64,
+            presence_limit: config.presence.limit as u64,
         },
         node_timeout: config.node.timeout,
         session_ttl: config.session.ttl,
+        presence_grace: config.presence.grace,
         heartbeat: HEARTBEAT,
         election: ELECTION,
     })

@@ -24,7 +24,7 @@ use moim_raft::{
 use tokio::sync::mpsc;
 
 use crate::{
-    chat::event::Encoder,
+    chat::event::{self, Encoder},
     client::{Connection, Encoded},
     report::Report,
     seat::{Played, Seat},
@@ -114,6 +114,9 @@ impl Seats {
             Effect::Member { ns, user, room, joined } => self.member(&ns, &user, &room, joined),
             Effect::Entered { sid, ns, room, entered } => self.entered(&sid, &ns, &room, entered),
             Effect::Entry { ns, room, entry } => self.entry(&ns, &room, &entry),
+            Effect::Presence { ns, user, rooms, online } => {
+                rooms.iter().for_each(|room| self.presence(&ns, room, &user, online));
+            }
             // Another node's end concerns nobody here; this node's own is the player's business.
             Effect::Down { .. } => {}
         }
@@ -184,6 +187,17 @@ impl Seats {
         for seat in seats {
             // A seat that cannot take it has let itself go; the reaper reports its loss.
             _ = seat.event(&played);
+        }
+    }
+
+    fn presence(&self, ns: &Namespace, room: &Room, user: &User, online: bool) {
+        let seats = self.in_room(ns, room);
+        if seats.is_empty() {
+            return;
+        }
+        let event = event::presence(room, user, online);
+        for seat in seats {
+            _ = seat.live(&event);
         }
     }
 

@@ -32,6 +32,8 @@ const COMMANDS_MAX: u32 = 512;
 enum Packet {
     /// The second encoding is for clients that switched recovery off: without the offset.
     Event(Played),
+    /// No entry of the log, so without an offset for everybody.
+    Live(Encoded),
     Ack(Ack, Box<RawValue>),
 }
 
@@ -115,6 +117,11 @@ impl Seat {
         self.write(Packet::Event(event.clone()))
     }
 
+    /// Writes what is played but is no entry of the log: it is in its order, and not replayed.
+    pub fn live(&self, event: &Encoded) -> Result<(), Gone> {
+        self.write(Packet::Live(event.clone()))
+    }
+
     /// Writes the answer to a request.
     pub fn ack(&self, ack: Ack, answer: Box<RawValue>) -> Result<(), Gone> {
         self.write(Packet::Ack(ack, answer))
@@ -149,6 +156,7 @@ impl Seat {
         let done = match packet {
             Packet::Event(event) if self.wants_offsets() => outlet.event(&event.with_offset),
             Packet::Event(event) => outlet.event(&event.plain),
+            Packet::Live(event) => outlet.event(&event),
             Packet::Ack(ack, answer) => outlet.ack(ack, &answer),
         };
         done.map_err(|_| Gone)
@@ -157,6 +165,7 @@ impl Seat {
     fn size(&self, packet: &Packet) -> usize {
         match packet {
             Packet::Event(event) => event.with_offset.bytes(self.ns.as_str()),
+            Packet::Live(event) => event.bytes(self.ns.as_str()),
             Packet::Ack(_, answer) => answer.get().len() + 32,
         }
     }

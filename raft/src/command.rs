@@ -140,6 +140,16 @@ pub struct Holder {
     pub generation: Generation,
 }
 
+/// A present user none of whose sessions has a transport, as the leader saw it. A command that carries one does nothing
+/// once one of the user's sessions was attached again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Away {
+    pub ns: Namespace,
+    pub user: User,
+    /// Where one of its sessions was last attached.
+    pub attached: Position,
+}
+
 /// Bounds that `apply` needs. They live in the state, because nodes with different settings must still agree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
@@ -155,6 +165,8 @@ pub struct Limits {
     pub mids_per_user: u64,
     pub rooms_per_user: u64,
     pub sessions_per_user: u64,
+    /// A room with more members than this hears of nobody's presence.
+    pub presence_limit: u64,
 }
 
 impl Limits {
@@ -168,6 +180,7 @@ impl Limits {
         mids_per_user: u64::MAX,
         rooms_per_user: u64::MAX,
         sessions_per_user: u64::MAX,
+        presence_limit: u64::MAX,
     };
 }
 
@@ -182,6 +195,7 @@ impl Default for Limits {
             mids_per_user: 1024,
             rooms_per_user: 128,
             sessions_per_user: 32,
+            presence_limit: 1000,
         }
     }
 }
@@ -267,6 +281,8 @@ pub enum Command {
     Removed {
         node: NodeId,
     },
+    /// The leader found that these users have had no transport for `presence.grace`.
+    Offline(Vec<Away>),
 }
 
 /// What one node proposes at once. `sequence` starts at 1 in each incarnation, with `Started`, and grows by one.
@@ -383,6 +399,14 @@ pub enum Effect {
     Down {
         node: NodeId,
         incarnation: Incarnation,
+    },
+    /// A user came or went: to be told to every receiver of these rooms, and kept nowhere.
+    Presence {
+        ns: Namespace,
+        user: User,
+        /// Those that it is a member of and that are small enough to be told.
+        rooms: Vec<Room>,
+        online: bool,
     },
 }
 

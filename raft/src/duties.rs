@@ -1,11 +1,12 @@
-//! What time asks of a node: to notice that it is cut off, and of the leader: who is down, whose session has expired.
+//! What time asks of a node: to notice that it is cut off, and of the leader: who is down, who is offline, whose session
+//! has expired.
 //!
 //! All durations here are measured on the monotonic clock of the node that decides. A leader counts from when it applied
 //! a loss or from when it became leader, whichever is later: a change of leader lengthens a session's life, never
-//! shortens it. Its verdicts are commands that name the incarnation or generation that they were decided for, so one that
-//! comes late changes nothing.
+//! shortens it. Its verdicts are commands that name the incarnation, generation or attachment that they were decided for,
+//! so one that comes late changes nothing.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, hash::Hash, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -13,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    command::{Command, Generation, Holder, Limits, NodeId, Sid},
+    command::{Away, Command, Holder, Limits, NodeId},
     machine::Replica,
     net::Peers,
     propose::{Proposals, Ticket},
@@ -25,8 +26,10 @@ const TICK: Duration = Duration::from_millis(100);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Without a word from a leader (or, on the leader, from a quorum) for so long, proposals are refused at once.
 pub const SILENCE_MAX: Duration = Duration::from_secs(3);
-/// Sessions in one `Expire`.
+/// Sessions in one `Expire`, and in one look under the state's lock.
 const EXPIRE_SLICE: usize = 1000;
+/// Users that one look finds offline; the rest wait for the next, so that rooms are not told of all of them at once.
+const OFFLINE_MAX: usize = 1000;
 
 pub(crate) struct Duties {
     pub node: NodeId,
@@ -39,6 +42,7 @@ pub(crate) struct Duties {
     pub contact: watch::Sender<Option<Instant>>,
     pub node_timeout: Duration,
     pub session_ttl: Duration,
+    pub presence_grace: Duration,
     pub limits: Limits,
 }
 
@@ -46,9 +50,13 @@ pub(crate) struct Duties {
 struct Leading {
     term: u64,
     since: Instant,
-    lost: HashMap<Sid, (Generation, Instant)>,
+    lost: Watch<Holder>,
+    away: Watch<Away>,
     looked: Instant,
 }
+
+/// What one look after another finds to be so, and since when.
+struct Watch<T>(HashMap<T, Instant>);
 
 impl Duties {
     pub async fn run(mut self) {
@@ -91,7 +99,9 @@ impl Duties {
             leading.looked = now;
             self.set_limits();
             self.declare_down(leading, now);
-            self.expire(leading, now);
+            let lost = self.replica.read(|state| state.lost_sessions());
+            self.find_offline(leading, &lost, now);
+            self.expire(leading, lost, now);
         }
     }
 
@@ -117,18 +127,20 @@ impl Duties {
         }
     }
 
-    fn expire(&self, leading: &mut Leading, now: Instant) {
-        let lost = self.replica.read(|state| state.lost_sessions());
-        let before = std::mem::take(&mut leading.lost);
-        for Holder { sid, generation } in lost {
-            let since = before.get(&sid).filter(|(known, _)| *known == generation).map_or(now, |(_, since)| *since);
-            leading.lost.insert(sid, (generation, since));
+    fn find_offline(&self, leading: &mut Leading, lost: &[Holder], now: Instant) {
+        let slices = lost.chunks(EXPIRE_SLICE);
+        let away = slices.flat_map(|slice| self.replica.read(|state| state.away(slice)));
+        leading.away.note(away, now);
+        let mut offline = leading.away.so_for(self.presence_grace, now);
+        offline.truncate(OFFLINE_MAX);
+        if !offline.is_empty() {
+            self.proposals.push(Command::Offline(offline), Ticket::nobody());
         }
-        let over = |since: &Instant| now.saturating_duration_since(*since) >= self.session_ttl;
-        let expired = leading.lost.iter().filter(|(_, (_, since))| over(since));
-        let expired: Vec<Holder> =
-            expired.map(|(sid, (generation, _))| Holder { sid: sid.clone(), generation: *generation }).collect();
-        for slice in expired.chunks(EXPIRE_SLICE) {
+    }
+
+    fn expire(&self, leading: &mut Leading, lost: Vec<Holder>, now: Instant) {
+        leading.lost.note(lost, now);
+        for slice in leading.lost.so_for(self.session_ttl, now).chunks(EXPIRE_SLICE) {
             self.proposals.push(Command::Expire(slice.to_vec()), Ticket::nobody());
         }
     }
@@ -137,6 +149,22 @@ impl Duties {
 impl Leading {
     fn new(term: u64, now: Instant) -> Self {
         // The first look is at once: the cluster's limits must not wait for the second.
-        Self { term, since: now, lost: HashMap::new(), looked: now.checked_sub(LOOK_EVERY).unwrap_or(now) }
+        let looked = now.checked_sub(LOOK_EVERY).unwrap_or(now);
+        Self { term, since: now, lost: Watch(HashMap::new()), away: Watch(HashMap::new()), looked }
+    }
+}
+
+impl<T: Clone + Eq + Hash> Watch<T> {
+    /// Notes what is so at this look; what is not so any more is forgotten.
+    fn note(&mut self, found: impl IntoIterator<Item = T>, now: Instant) {
+        let before = std::mem::take(&mut self.0);
+        let since = |thing: T| (before.get(&thing).copied().unwrap_or(now), thing);
+        self.0 = found.into_iter().map(since).map(|(since, thing)| (thing, since)).collect();
+    }
+
+    /// What has been so for at least as long.
+    fn so_for(&self, time: Duration, now: Instant) -> Vec<T> {
+        let long = self.0.iter().filter(|(_, since)| now.saturating_duration_since(**since) >= time);
+        long.map(|(thing, _)| thing.clone()).collect()
     }
 }

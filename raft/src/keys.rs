@@ -22,6 +22,7 @@
 //! | history | ns, room, position | [`crate::command::RoomEntry`] |
 //! | mids | user, mid | [`crate::state::Mid`] |
 //! | mid order | user, position | mid |
+//! | present | ns, user | where one of its sessions was last attached |
 
 use crate::command::{Incarnation, Namespace, NodeId, PidHash, Position, Room, Sid, User};
 
@@ -45,6 +46,7 @@ pub enum Table {
     History = 0x30,
     Mids = 0x40,
     MidOrder = 0x41,
+    Present = 0x50,
 }
 
 /// A key being written.
@@ -179,6 +181,10 @@ pub fn mid_order_prefix(user: &User) -> Vec<u8> {
 
 pub fn mid_order(user: &User, position: Position) -> Vec<u8> {
     Key(mid_order_prefix(user)).number(position.0).done()
+}
+
+pub fn present(ns: &Namespace, user: &User) -> Vec<u8> {
+    Key::new(Table::Present).text(ns.as_str()).text(user.as_str()).done()
 }
 
 fn in_room(table: Table, ns: &Namespace, room: &Room) -> Vec<u8> {

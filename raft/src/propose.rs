@@ -334,6 +334,7 @@ fn size(command: &Command) -> usize {
         + match command {
             Command::Publish { text, .. } => text.len(),
             Command::Lost(holders) | Command::Expire(holders) => holders.len() * 32,
+            Command::Offline(away) => away.iter().map(|a| a.ns.as_str().len() + a.user.as_str().len() + 16).sum(),
             _ => 0,
         }
 }

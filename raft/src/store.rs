@@ -70,6 +70,8 @@ pub struct Config {
     pub node_timeout: Duration,
     /// How long a session without a transport lives.
     pub session_ttl: Duration,
+    /// How long a user without a transport counts as online.
+    pub presence_grace: Duration,
     pub heartbeat: Duration,
     /// Least time without a leader before a node stands for election; at most twice as long.
     pub election: Duration,
@@ -190,6 +192,7 @@ impl Store {
             contact: contact_now,
             node_timeout: config.node_timeout,
             session_ttl: config.session_ttl,
+            presence_grace: config.presence_grace,
             limits: config.limits.clone(),
         };
         tasks.spawn(stop.clone().run_until_cancelled_owned(duties.run()));

@@ -41,7 +41,7 @@ pub struct Ready<'a> {
 }
 
 #[derive(Serialize)]
-struct Typing<'a> {
+struct UserInRoom<'a> {
     room: &'a str,
     user: &'a str,
 }
@@ -210,7 +210,13 @@ pub fn ready(ready: &Ready<'_>) -> Encoded {
 }
 
 pub fn typing_body(room: &Room, user: &User) -> Box<RawValue> {
-    raw(&Typing { room: room.as_str(), user: user.as_str() })
+    raw(&UserInRoom { room: room.as_str(), user: user.as_str() })
+}
+
+/// That a member of the room came or went. No entry of the room: it has no offset, and does not end in a string.
+pub fn presence(room: &Room, user: &User, online: bool) -> Encoded {
+    let name = if online { "online" } else { "offline" };
+    Encoded::new(name, vec![raw(&UserInRoom { room: room.as_str(), user: user.as_str() })])
 }
 
 /// Sent just before a connection is closed for a planned stop.

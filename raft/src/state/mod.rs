@@ -19,6 +19,7 @@
 
 pub mod list;
 mod node;
+mod presence;
 pub mod read;
 pub mod replay;
 mod room;
@@ -144,6 +145,7 @@ impl State {
             Command::SetLimits(limits) => self.set_limits(limits),
             Command::TakeDrain { force } => self.take_drain(by, *force),
             Command::EndDrain { node } => self.end_drain(*node),
+            Command::Offline(users) => self.offline(users, effects),
         }
     }
 

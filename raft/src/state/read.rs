@@ -145,11 +145,6 @@ impl State {
         rows.filter_map(|(key, value)| Some((Room::new(keys::last_text(&prefix, key)?)?, decode(value)))).collect()
     }
 
-    /// True when one of the user's sessions of the namespace has a transport.
-    pub fn is_online(&self, ns: &Namespace, user: &User) -> bool {
-        self.sessions_of(ns, user).iter().any(|session| self.is_attached(session))
-    }
-
     /// Up to `limit` entries of the room between two positions (both excluded), oldest first, and whether there are
     /// more beyond. With `after` the oldest of them are taken, else the newest.
     pub fn history(

@@ -70,6 +70,7 @@ impl State {
         self.mark(keys::of_user(ns, user, sid));
         self.mark(keys::of_incarnation(by.node, by.incarnation, sid));
         self.put(keys::session(sid), &session);
+        self.arrive(ns, user, effects);
         Ok(self.seat(&session, None, effects))
     }
 
@@ -82,7 +83,8 @@ impl State {
         let lost = sessions.into_iter().filter(|session| !self.is_attached(session));
         match lost.min_by_key(|session| (self.lost_since(session), session.first)) {
             Some(oldest) => {
-                self.end(&oldest, Unseated::Evicted, effects);
+                // Its user goes on in the session that takes its place, also when it was the only one.
+                self.take_out(&oldest, Unseated::Evicted, effects);
                 Ok(())
             }
             None => Err(Refusal::TooManySessions),
@@ -119,6 +121,7 @@ impl State {
         session.lost_at = None;
         self.mark(keys::of_incarnation(by.node, by.incarnation, &session.sid));
         self.put(keys::session(&session.sid), &session);
+        self.arrive(ns, user, effects);
         Ok(self.seat(&session, gap, effects))
     }
 
@@ -165,8 +168,25 @@ impl State {
         Ok(Reply::Done)
     }
 
-    /// Takes a session out of every table. A guest's memberships end with its last session.
+    /// Ends a session, and with a user's last one its presence and, of a guest, its memberships.
     fn end(&mut self, session: &Session, why: Unseated, effects: &mut Vec<Effect>) {
+        self.take_out(session, why, effects);
+        if self.has_sessions(&session.ns, &session.user) {
+            return;
+        }
+        self.kv.delete(&keys::dropped(&session.ns, &session.user));
+        self.depart(&session.ns, &session.user, effects);
+        if session.guest {
+            for room in self.rooms_of_user(&session.ns, &session.user) {
+                // Each entry of any history has a position of its own, also when one command writes several.
+                self.position.0 += 1;
+                self.remove_member(&session.ns, &session.user, &room, effects);
+            }
+        }
+    }
+
+    /// Takes a session out of every table.
+    fn take_out(&mut self, session: &Session, why: Unseated, effects: &mut Vec<Effect>) {
         effects.push(Effect::Unseated { holder: session.holder(), why });
         for (room, _) in &session.entered {
             self.kv.delete(&keys::entered(&session.ns, room, &session.sid));
@@ -177,17 +197,6 @@ impl State {
         self.kv.delete(&keys::lost(&session.sid));
         self.kv.delete(&keys::pid(&session.pid));
         self.kv.delete(&keys::session(&session.sid));
-        if self.has_sessions(&session.ns, &session.user) {
-            return;
-        }
-        self.kv.delete(&keys::dropped(&session.ns, &session.user));
-        if session.guest {
-            for room in self.rooms_of_user(&session.ns, &session.user) {
-                // Each entry of any history has a position of its own, also when one command writes several.
-                self.position.0 += 1;
-                self.remove_member(&session.ns, &session.user, &room, effects);
-            }
-        }
     }
 
     /// The session, if it has not moved on since somebody acted for it.

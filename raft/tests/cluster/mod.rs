@@ -80,6 +80,7 @@ impl Cluster {
             limits: Limits::default(),
             node_timeout: Duration::from_secs(1),
             session_ttl: Duration::from_secs(3),
+            presence_grace: Duration::from_secs(2),
             heartbeat: Duration::from_millis(50),
             election: Duration::from_millis(250),
         };
