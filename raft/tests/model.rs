@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use moim_raft::{
-    command::{Batch, Command, Holder, Limits, Namespace, NodeInfo, Position, Reply, Room, RoomEntry, Sid, User, What},
+    command::{
+        Away, Batch, Command, Holder, Limits, Namespace, NodeInfo, Position, Reply, Room, RoomEntry, Sid, User, What,
+    },
     state::{
         Outcome, State,
         replay::{Incomplete, ReplayLimit},
@@ -77,6 +79,8 @@ struct Model {
     live: BTreeMap<u64, u64>,
     seats: BTreeMap<u64, Seat>,
     members: BTreeSet<(u64, u64)>,
+    /// Users that are present, and where one of their sessions was last attached.
+    present: BTreeMap<u64, u64>,
     log: Vec<Entry>,
     /// (user, room) and where it left.
     leaves: Vec<(u64, u64, u64)>,
@@ -100,7 +104,11 @@ impl Model {
 
     fn end(&mut self, sid: u64) {
         let user = self.seats.remove(&sid).unwrap().user;
-        if is_guest(user) && !self.seats.values().any(|seat| seat.user == user) {
+        if self.seats.values().any(|seat| seat.user == user) {
+            return;
+        }
+        self.present.remove(&user);
+        if is_guest(user) {
             for room in (0..ROOMS).filter(|room| self.members.contains(&(*room, user))).collect::<Vec<_>>() {
                 self.position += 1;
                 self.leave(room, user);
@@ -110,6 +118,10 @@ impl Model {
 
     fn attached(&self, seat: &Seat) -> bool {
         !seat.lost && self.live.get(&seat.node) == Some(&seat.incarnation)
+    }
+
+    fn is_away(&self, user: u64) -> bool {
+        self.present.contains_key(&user) && !self.seats.values().any(|seat| seat.user == user && self.attached(seat))
     }
 
     fn rooms(&self, seat: &Seat) -> BTreeSet<u64> {
@@ -145,6 +157,8 @@ enum Wish {
     Exit((u64, u64), u64),
     Say((u64, u64), u64),
     Down(u64),
+    /// Users, and where each was last attached.
+    Offline(Vec<(u64, u64)>),
 }
 
 struct Run {
@@ -184,6 +198,11 @@ impl Run {
             17..20 => Wish::Leave(by, room),
             20..23 => Wish::Enter(by, room),
             23..25 => Wish::Exit(by, room),
+            26 => {
+                let late = self.rng.below(3) == 0;
+                let present = self.model.present.iter();
+                Wish::Offline(present.map(|(user, position)| (*user, position - u64::from(late))).collect())
+            }
             25 if self.rng.below(3) == 0 => Wish::Down(1 + self.rng.below(NODES)),
             _ => Wish::Say(by, room),
         }
@@ -211,6 +230,10 @@ impl Run {
             Wish::Down(node) => {
                 Command::Down { node: *node, incarnation: self.incarnations.get(node).map_or(0, |(inc, _)| *inc) }
             }
+            Wish::Offline(users) => {
+                let away = |(who, at): &(u64, u64)| Away { ns: ns(), user: user(*who), attached: Position(*at) };
+                Command::Offline(users.iter().map(away).collect())
+            }
         }
     }
 
@@ -223,10 +246,13 @@ impl Run {
                 let (generation, entered) = (1, BTreeMap::new());
                 let seat = Seat { user, generation, entered, node, incarnation, lost: false, first: position };
                 model.seats.insert(n, seat);
+                model.present.insert(user, position);
             }
             Wish::Resume(by) => {
                 let Some(seat) = model.held(&by) else { return false };
                 *seat = Seat { generation: by.1 + 1, node, incarnation, lost: false, ..seat.clone() };
+                let user = seat.user;
+                model.present.insert(user, position);
             }
             Wish::Lost(all) => all.iter().for_each(|by| _ = model.held(by).map(|seat| seat.lost = true)),
             Wish::Expire(all) => {
@@ -268,6 +294,13 @@ impl Run {
                 model.write(room, format!("{}: hello", seat.user));
             }
             Wish::Down(node) => _ = model.live.remove(&node),
+            Wish::Offline(users) => {
+                for (user, attached) in users {
+                    if model.is_away(user) && model.present[&user] == attached {
+                        model.present.remove(&user);
+                    }
+                }
+            }
         }
         true
     }
@@ -365,6 +398,11 @@ impl Run {
         let lost: BTreeSet<Sid> = state.lost_sessions().into_iter().map(|holder| holder.sid).collect();
         let expected = model.seats.iter().filter(|(_, seat)| !model.attached(seat)).map(|(n, _)| sid(*n)).collect();
         assert_eq!(lost, expected);
+        for n in 0..USERS {
+            assert_eq!(state.is_online(&ns(), &user(n)), model.present.contains_key(&n), "{n}");
+        }
+        let away: BTreeSet<User> = state.away(&state.lost_sessions()).into_iter().map(|away| away.user).collect();
+        assert_eq!(away, (0..USERS).filter(|n| model.is_away(*n)).map(user).collect());
         self.compare_replays();
     }
 

@@ -2,7 +2,7 @@
 
 use moim_raft::{
     command::{
-        Batch, Command, Effect, Generation, Holder, Limits, Namespace, NodeInfo, Position, Refusal, Reply, Room,
+        Away, Batch, Command, Effect, Generation, Holder, Limits, Namespace, NodeInfo, Position, Refusal, Reply, Room,
         RoomEntry, Sid, Unseated, User, What,
     },
     state::{
@@ -156,6 +156,15 @@ impl Script {
         Ok(due.iter().map(|(room, entry)| format!("{room}:{}", in_short(entry))).collect())
     }
 
+    /// Whom the leader finds away at this moment.
+    fn away(&self) -> Vec<Away> {
+        self.state.away(&self.state.lost_sessions())
+    }
+
+    fn is_online(&self, name: &str) -> bool {
+        self.state.is_online(&ns(), &user(name))
+    }
+
     fn attached(&self, name: &str) -> Option<bool> {
         self.state.session(&sid(name)).map(|session| self.state.is_attached(&session))
     }
@@ -167,6 +176,15 @@ fn in_short(entry: &RoomEntry) -> String {
         What::Joined => format!("+{}", entry.user),
         What::Left => format!("-{}", entry.user),
     }
+}
+
+/// What others hear of a user's presence.
+fn heard(applied: &Applied) -> Vec<String> {
+    let told = applied.effects.iter().filter_map(|effect| match effect {
+        Effect::Presence { user, rooms, online, .. } => Some((user, rooms, if *online { "online" } else { "offline" })),
+        _ => None,
+    });
+    told.flat_map(|(user, rooms, what)| rooms.iter().map(move |room| format!("{room}: {user} {what}"))).collect()
 }
 
 fn at(holder: &Holder, generation: Generation) -> Holder {
@@ -323,7 +341,6 @@ fn a_start_or_a_down_detaches_all_sessions_of_the_node_and_writes_none_of_them()
         assert_eq!(s.attached("b"), Some(true));
         assert_eq!(s.state.lost_sessions().len(), 50);
         assert!(!s.state.lost_sessions().contains(&elsewhere));
-        assert!(!s.state.is_online(&ns(), &user("u7")));
     }
 }
 
@@ -679,4 +696,136 @@ fn the_drain_token_is_held_by_one_node() {
     s.at = 3;
     s.run(Command::Removed { node: 2 });
     assert_eq!(s.state.drain(), None);
+}
+
+#[test]
+fn many_tabs_of_one_user_are_one_presence() {
+    let mut s = Script::new();
+    let open = |name: &str| Command::Open { sid: sid(name), ns: ns(), user: user("ann"), guest: false, pid: pid(name) };
+    assert!(heard(&s.run(open("a"))).is_empty(), "it is in no room");
+    let first = Holder { sid: sid("a"), generation: 1 };
+    s.join(&first, "x");
+    s.join(&first, "y");
+    assert!(heard(&s.run(open("b"))).is_empty());
+    assert!(heard(&s.run(Command::Close(first))).is_empty());
+    assert!(s.is_online("ann"));
+    let gone = s.run(Command::Close(Holder { sid: sid("b"), generation: 1 }));
+    assert_eq!(heard(&gone), ["x: ann offline", "y: ann offline"], "its own disconnect() counts at once");
+    assert!(!s.is_online("ann"));
+    let back = s.run(open("c"));
+    assert_eq!(heard(&back), ["x: ann online", "y: ann online"]);
+    assert!(matches!(back.effects.last(), Some(Effect::Seated(_))), "told before its own seat is made: {back:?}");
+}
+
+#[test]
+fn a_restart_of_a_node_changes_nobodys_presence() {
+    let mut s = Script::new();
+    let ann = s.open("a", "ann");
+    s.join(&ann, "x");
+    for planned in [true, false] {
+        let generation = s.state.session(&sid("a")).unwrap().generation;
+        if planned {
+            assert!(heard(&s.run(Command::Lost(vec![at(&ann, generation)]))).is_empty());
+        } else {
+            s.at = 2;
+            assert!(heard(&s.run(Command::Down { node: 1, incarnation: s.nodes[1].0 })).is_empty());
+        }
+        s.start(1);
+        assert!(s.is_online("ann"), "in its grace");
+        let read = at(&ann, generation);
+        let resumed = s.run(Command::Resume { read, ns: ns(), user: user("ann"), pid: pid("a") });
+        assert!(matches!(resumed.reply, Reply::Seated { .. }));
+        assert!(heard(&resumed).is_empty());
+    }
+}
+
+#[test]
+fn a_user_goes_offline_by_grace_only_when_all_its_sessions_are_lost() {
+    let mut s = Script::new();
+    let tabs = [s.open("a", "ann"), s.open("b", "ann")];
+    s.join(&tabs[0], "x");
+    s.at = 2;
+    let third = s.open("c", "ann");
+    s.run(Command::Lost(tabs.to_vec()));
+    assert!(s.away().is_empty(), "one has a transport");
+    s.at = 1;
+    s.run(Command::Down { node: 2, incarnation: 1 });
+    let away = s.away();
+    assert_eq!(away.len(), 1, "once, whatever the number of sessions");
+    assert!(s.is_online("ann"), "until its grace is over");
+    assert_eq!(heard(&s.run(Command::Offline(away.clone()))), ["x: ann offline"]);
+    assert!(!s.is_online("ann"));
+    assert!(s.away().is_empty());
+    assert!(heard(&s.run(Command::Offline(away))).is_empty(), "said once");
+    assert!(heard(&s.run(Command::Expire(tabs.to_vec()))).is_empty());
+    let resumed = s.run(Command::Resume { read: third, ns: ns(), user: user("ann"), pid: pid("c") });
+    assert_eq!(heard(&resumed), ["x: ann online"], "it was said that it is not");
+}
+
+#[test]
+fn a_late_verdict_on_a_user_changes_nothing() {
+    let mut s = Script::new();
+    let ann = s.open("a", "ann");
+    s.join(&ann, "x");
+    s.run(Command::Lost(vec![ann.clone()]));
+    let late = s.away();
+    s.resume(&ann, "a", "ann");
+    assert!(heard(&s.run(Command::Offline(late.clone()))).is_empty(), "it came back");
+    s.run(Command::Lost(vec![at(&ann, 2)]));
+    assert!(heard(&s.run(Command::Offline(late.clone()))).is_empty(), "it went again, for a grace of its own");
+    s.run(Command::Close(at(&ann, 2)));
+    let new = s.open("b", "ann");
+    s.run(Command::Lost(vec![new]));
+    assert!(heard(&s.run(Command::Offline(late))).is_empty(), "this is another session");
+    assert!(s.is_online("ann"));
+}
+
+#[test]
+fn a_session_that_ends_within_its_grace_ends_the_presence_with_it() {
+    let mut s = Script::new();
+    let ann = s.open("a", "ann");
+    s.join(&ann, "x");
+    s.run(Command::Lost(vec![ann.clone()]));
+    let away = s.away();
+    assert_eq!(heard(&s.run(Command::Expire(vec![ann]))), ["x: ann offline"]);
+    assert!(heard(&s.run(Command::Offline(away))).is_empty());
+    let bo = s.open("b", "bo");
+    s.join(&bo, "x");
+    let stolen = s.run(Command::Resume { read: bo, ns: ns(), user: user("mallory"), pid: pid("b") });
+    assert_eq!(heard(&stolen), ["x: bo offline"]);
+}
+
+#[test]
+fn the_one_session_of_a_user_that_makes_room_for_its_next_ends_no_presence() {
+    let mut s = Script::limited(|limits| limits.sessions_per_user = 1);
+    let ann = s.open("a", "ann");
+    s.join(&ann, "x");
+    s.run(Command::Lost(vec![ann]));
+    let open = Command::Open { sid: sid("b"), ns: ns(), user: user("ann"), guest: false, pid: pid("b") };
+    assert!(heard(&s.run(open)).is_empty());
+    assert_eq!((s.attached("a"), s.is_online("ann")), (None, true));
+}
+
+#[test]
+fn a_guest_is_offline_and_then_leaves() {
+    let mut s = Script::new();
+    let guest = s.open_as("g", "guest", true).unwrap();
+    s.join(&guest, "x");
+    let gone = s.run(Command::Close(guest));
+    assert_eq!(heard(&gone), ["x: guest offline"]);
+    let presence = gone.effects.iter().position(|effect| matches!(effect, Effect::Presence { .. }));
+    let left = gone.effects.iter().position(|effect| matches!(effect, Effect::Entry { .. }));
+    assert!(presence < left && left.is_some(), "{gone:?}");
+    assert!(!s.is_online("guest"));
+}
+
+#[test]
+fn a_room_above_the_limit_hears_of_nobodys_presence() {
+    let mut s = Script::limited(|limits| limits.presence_limit = 2);
+    let users = ["ann", "bo", "cy"].map(|name| s.open(name, name));
+    users.iter().for_each(|user| drop(s.join(user, "large")));
+    users[..2].iter().for_each(|user| drop(s.join(user, "small")));
+    assert_eq!(heard(&s.run(Command::Close(users[0].clone()))), ["small: ann offline"]);
+    assert!(heard(&s.run(Command::Close(users[2].clone()))).is_empty());
+    assert!(!s.is_online("cy"), "`users` knows all the same");
 }

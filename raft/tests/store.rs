@@ -12,10 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cluster::{Cluster, PATIENCE, lobby, say, sid, texts, until};
+use cluster::{Cluster, GRACE, Node, PATIENCE, lobby, ns, say, sid, texts, until};
 use moim_raft::{
     Error, Store, Ticket,
-    command::{Command, Limits, Position, Reply},
+    command::{Command, Effect, Limits, Position, Reply, User},
 };
 use tokio::time::timeout;
 
@@ -59,6 +59,40 @@ async fn three_nodes_form_one_cluster_and_play_one_order() {
 async fn the_first_leader_stores_the_limits_also_when_they_are_the_defaults() {
     let c = Cluster::new(3).await;
     until(|| (0..3).all(|i| c.store(i).read(|state| *state.limits() == Limits::default()))).await;
+}
+
+/// Who was said to be online or offline on a node, in order.
+fn told(node: &Node) -> Vec<(String, bool)> {
+    let played = node.played.lock().unwrap();
+    let effects = played.iter().flat_map(|applied| &applied.effects);
+    let presence = effects.filter_map(|effect| match effect {
+        Effect::Presence { user, online, .. } => Some((user.to_string(), *online)),
+        _ => None,
+    });
+    presence.collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_user_is_offline_after_its_grace_and_a_restarted_nodes_users_never_were() {
+    let mut c = Cluster::new(3).await;
+    let leader = c.leader().await;
+    let (stays, restarted) = ((leader + 1) % 3, (leader + 2) % 3);
+    let back = c.node(restarted).open_in_lobby("back").await;
+    let gone = c.node(stays).open_in_lobby("gone").await;
+    c.stop(restarted).await;
+    c.reopen(restarted).await;
+    c.all_started().await;
+    let resume = c.node(restarted).resume(&back, "back");
+    assert!(matches!(c.node(restarted).call(resume).await.reply, Reply::Seated { generation: 2, .. }));
+    let lost = Instant::now();
+    c.node(stays).call(Command::Lost(vec![gone])).await;
+    until(|| c.running().all(|node| !told(node).is_empty())).await;
+    assert!(lost.elapsed() >= GRACE);
+    let online = |name: &str| c.store(0).read(|state| state.is_online(&ns(), &User::new(name).unwrap()));
+    until(|| !online("gone")).await;
+    assert!(online("back"));
+    // Longer than the leader would have needed for a user that was lost with its node.
+    assert!(c.running().all(|node| told(node) == [("gone".to_owned(), false)]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

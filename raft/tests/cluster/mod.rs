@@ -25,6 +25,9 @@ use tokio::{
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// `presence.grace` of these clusters: longer than a restart, shorter than `session.ttl`.
+pub const GRACE: Duration = Duration::from_secs(2);
+
 pub struct Cluster {
     dir: TempDir,
     /// Where each node listens.
@@ -80,7 +83,7 @@ impl Cluster {
             limits: Limits::default(),
             node_timeout: Duration::from_secs(1),
             session_ttl: Duration::from_secs(3),
-            presence_grace: Duration::from_secs(2),
+            presence_grace: GRACE,
             heartbeat: Duration::from_millis(50),
             election: Duration::from_millis(250),
         };
@@ -178,13 +181,16 @@ impl Node {
     }
 
     pub async fn open(&self, name: &str, user: &str) -> Holder {
-        let mut pid = [0; 32];
-        pid[..name.len()].copy_from_slice(name.as_bytes());
         let user = User::new(user).unwrap();
-        let command = Command::Open { sid: sid(name), ns: ns(), user, guest: false, pid };
+        let command = Command::Open { sid: sid(name), ns: ns(), user, guest: false, pid: pid(name) };
         let done = self.call(command).await;
         assert!(matches!(done.reply, Reply::Seated { .. }), "{done:?}");
         Holder { sid: sid(name), generation: 1 }
+    }
+
+    /// The return of a session that was opened here under that name, for a user of the same name.
+    pub fn resume(&self, read: &Holder, name: &str) -> Command {
+        Command::Resume { read: read.clone(), ns: ns(), user: User::new(name).unwrap(), pid: pid(name) }
     }
 
     pub async fn open_in_lobby(&self, name: &str) -> Holder {
@@ -241,6 +247,12 @@ pub fn ns() -> Namespace {
 
 pub fn lobby() -> Room {
     Room::new("lobby").unwrap()
+}
+
+fn pid(name: &str) -> [u8; 32] {
+    let mut pid = [0; 32];
+    pid[..name.len()].copy_from_slice(name.as_bytes());
+    pid
 }
 
 pub fn sid(name: &str) -> Sid {
