@@ -36,6 +36,8 @@ use crate::{
 const REST: Duration = Duration::from_secs(2);
 /// How long a node that was told to stop waits for the token. It is not needed, only good to have.
 const TOKEN: Duration = Duration::from_secs(1);
+/// Without a quorum for so long a node that stops has nobody left to tell. Longer than an election.
+const ALONE: Duration = Duration::from_millis(1500);
 /// Pause between two looks for seats that came during the drain.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -132,7 +134,19 @@ impl Drain {
                 tracing::warn!("stopping without the drain token");
             }
         }
-        self.empty().await;
+        tokio::select! {
+            () = self.empty() => {}
+            () = self.alone() => tracing::warn!("stopping without a quorum: the next start says which sessions were lost"),
+        }
+    }
+
+    /// Comes true when this node has no connection left, and no quorum. Nothing gets into the log then, and nothing has to:
+    /// the start of a node's next incarnation is the loss of all that was on it. So that a stop of all nodes is quick.
+    async fn alone(&self) {
+        let silent = || self.health.silent_for().is_none_or(|silent| silent >= ALONE);
+        while !(silent() && self.chat.records.is_empty()) {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Hands leadership over and closes every transport.
