@@ -113,8 +113,10 @@ impl Base {
 
     fn send(&self, job: Job) {
         self.busy.store(true, Ordering::Release);
-        // A thread that is gone has said why in `failed`.
-        _ = self.jobs.as_ref().map(|jobs| jobs.send(job));
+        if let Some(jobs) = &self.jobs {
+            // A thread that is gone has said why in `failed`.
+            _ = jobs.send(job);
+        }
     }
 
     /// The first failure, which is final for the node.
