@@ -10,7 +10,7 @@ if [ -n "$missing" ]; then
   exit 2
 fi
 
-node -e 'process.exit(process.versions.node.split(".")[0] < 20)' || {
+node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)' || {
   echo "test.sh: node $(node --version) is too old; the tests need 20 or later" >&2
   exit 2
 }
@@ -24,7 +24,8 @@ step cargo test --workspace --locked
 step cargo build --release --locked
 if [ -f tests/package.json ]; then
   step npm ci --prefix tests --no-audit --no-fund
-  # One at a time: each test has a cluster of its own, and some measure time.
-  step node --test --test-concurrency=1 tests/harness/selftest/*.test.mjs tests/*.test.mjs
+  # One at a time: each test has a cluster of its own, and some measure time. What a failed test leaves open must not keep
+  # the run from ending.
+  step node --test --test-concurrency=1 --test-force-exit tests/harness/selftest/*.test.mjs tests/*.test.mjs
 fi
 echo "== all passed"
