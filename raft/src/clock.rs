@@ -19,9 +19,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     command::{NodeId, Stamp},
+    consensus::Consensus,
     net::{CallRequest, CallResponse, Peers},
     raft::Peer,
-    store::{Consensus, Store},
+    store::Store,
 };
 
 /// A clock that is further off the median of the voters is wrong, in milliseconds.

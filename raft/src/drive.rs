@@ -10,12 +10,12 @@ use crate::{
     clock::Clock,
     codec::{self, Kind},
     command::{Batch, Command, NodeId},
+    consensus::Consensus,
     error::{Error, Result},
     machine::Replica,
     net::{CallRequest, CallResponse, Forwarded, Local, Peers},
     propose::{Landed, Proposals, Ticket},
     raft::{Payload, Peer},
-    store::Consensus,
 };
 
 /// How long the leader may take to append, commit and answer; then the batch is sent again.

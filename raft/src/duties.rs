@@ -15,10 +15,10 @@ use tokio::{
 
 use crate::{
     command::{Away, Command, Holder, Limits, NodeId},
+    consensus::Consensus,
     machine::Replica,
     net::Peers,
     propose::{Proposals, Ticket},
-    store::Consensus,
 };
 
 const TICK: Duration = Duration::from_millis(100);

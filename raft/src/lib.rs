@@ -1,8 +1,67 @@
-//! moim's replicated store.
+//! moim's replicated store: one order of commands, the same on every node, kept through the loss of any one of them.
+//!
+//! # What it promises
+//!
+//! - **Acknowledged is kept.** A [`Ticket`] that hears `Ok` stands for a command that a quorum has committed and synced to
+//!   disk, and that this node has applied and played.
+//! - **Once, and in order.** The commands of a node take effect in the order in which it made them, once, whatever happened
+//!   to leaders, links and processes in between.
+//! - **One state.** At the same applied index all nodes have the same bytes, and the same [hash](Store::hash_at).
+//! - **Nothing older than before.** A node that was restarted serves nothing until it has caught up with what it served.
+//! - **Silence without a quorum.** A node that is cut off acknowledges nothing and answers no linearizable read.
+//!
+//! # How a command goes
+//!
+//! ```text
+//!              propose                    drive                     openraft, net
+//!  Store ───▶ queue ───▶ one batch in flight ───▶ leader: stamp, append ───▶ quorum: wal, one fdatasync a group
+//!                                                                               │ committed
+//!  Ticket ◀── player ◀── feed (bounded, lossless) ◀── machine: State::apply ◀───┘
+//!                                                        │ every couple of seconds
+//!                                                        ▼
+//!                                                 base: checkpoint in sled        snapshot: files
+//! ```
+//!
+//! | to know | read |
+//! | --- | --- |
+//! | what can be replicated, and what it does | [`command`], [`state`] |
+//! | how a command gets into the log once | `propose`, `drive` |
+//! | what is on disk and why it is still there after a power cut | [`wal`], [`log`], [`snapshot`], `base`, `disk` |
+//! | who is alive, whose session is over, whose clock is wrong | `duties`, `clock` |
+//! | how nodes talk, and how they become a cluster once | [`net`], [`form`], [`identity`] |
+//! | how everything is put together | [`store`] |
+//!
+//! # What is true and what is derived
+//!
+//! The truth is the log with the vote, and the snapshot files. The checkpoint in sled only saves a start from applying the
+//! log again; it carries the hash of the whole state, and one that does not open or does not add up is moved aside and
+//! rebuilt, loudly and by itself.
+//!
+//! # Invariants
+//!
+//! - `purged ≤ snapshot ≤ applied ≤ committed ≤ last`; none of them, nor term or vote, goes back across a restart.
+//! - A vote and the entries around it reach the disk in the order in which Raft made them: they share one stream.
+//! - The first failed write or sync is final: the node says so and ends; nothing is tried again on that disk.
+//! - The feed loses nothing: apply waits for the player. What a start applies again is not played.
+//! - A late word of an old incarnation or generation changes nothing; what the leader decides names what it was decided for.
+//! - Time enters at one place, the leader's stamp; lives of sessions are measured on a leader's monotonic clock.
+//! - openraft and sled are named inside this crate alone, axum and socketioxide nowhere in it.
+//!
+//! # What is left out, and what that means
+//!
+//! - All of the state, and all of the log that is not purged, is in memory. Both are bounded by what rooms keep and by the
+//!   snapshot policy, not by bytes.
+//! - A snapshot is built from a copy of the state: for a moment it is in memory twice.
+//! - A node of an empty disk joins as a learner and stays one: promotion, removal and replacement are not there yet.
+//! - The peer links prove a shared secret at their start; they are neither encrypted nor authenticated after it.
+//! - Trimming runs when something is appended to a room; a room that is left by everybody keeps its last entries.
+
+mod answers;
 mod base;
 pub mod clock;
 pub mod codec;
 pub mod command;
+mod consensus;
 mod disk;
 mod drive;
 mod duties;

@@ -1,7 +1,7 @@
 //! The types that this crate gives to openraft, and the words that go into its log.
 //!
 //! The log holds opaque bytes: an entry is stored, replicated and forwarded without being decoded. It is decoded once,
-//! in [`crate::machine`], when it is applied. A reply never travels through Raft (each node computes its own), so the
+//! in the state machine, when it is applied. A reply never travels through Raft (each node computes its own), so the
 //! response type is empty.
 
 use std::fmt;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// Raft identity of a node: random, made together with its data folder, never reused.
 pub type NodeId = u64;
 
-/// One encoded [`crate::batch::Batch`]; see [`crate::codec`] for its envelope.
+/// One encoded [`crate::command::Batch`]; see [`crate::codec`] for its envelope.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Payload(pub Bytes);
 

@@ -8,11 +8,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt, future::BoxFuture};
-use openraft::{
-    Raft, ReadPolicy, ServerState, SnapshotPolicy, async_runtime::instant::Instant as _,
-    async_runtime::watch::WatchReceiver as _, type_config::alias::InstantOf,
-};
+use futures_util::future::BoxFuture;
+use openraft::Raft;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
@@ -21,11 +18,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    answers::Answers,
     base::Base,
     clock::Clock,
-    codec::{self, Kind},
-    command::{Batch, Command, Incarnation, Limits, NodeId, NodeInfo},
-    drive::{Driver, append},
+    command::{Command, Incarnation, Limits, NodeId, NodeInfo},
+    consensus::{self, Consensus},
+    drive::Driver,
     duties::Duties,
     error::{Error, Result},
     form::{Former, Outcome},
@@ -33,18 +31,14 @@ use crate::{
     log::Log,
     machine::{FEED_ENTRIES, Machine, Play, Replica},
     net::{
-        App, CallRequest, CallResponse, Forwarded, Heard, Leadership, Local, Network, Peers, RaftConsensus, Remote,
-        Secret, serve, snapshot,
+        CallRequest, CallResponse, Heard, Leadership, Local, Network, Peers, RaftConsensus, Secret, serve, snapshot,
     },
     propose::{Proposals, Ticket},
-    raft::{Peer, TypeConfig},
+    raft::Peer,
     snapshot::Snapshots,
     state::{Applied, State},
 };
 
-/// Entries after which a snapshot is written, and entries that the log keeps behind one: a node that was away for fewer
-/// catches up from the log.
-const SNAPSHOT_EVERY: u64 = 20_000;
 /// How long a linearizable read may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// Ephemeral frames of other nodes that wait to be worked on; the next is dropped.
@@ -161,11 +155,17 @@ impl Store {
         let (machine, machine_gone) = opened?;
         let (replica, checkpoint_failed) = (machine.replica(), machine.failed());
         let network = Network::new(local.clone());
-        let raft = Raft::build(node, Arc::new(raft_config(&config)?), network, log.clone(), machine);
+        let raft = Raft::build(
+            node,
+            Arc::new(consensus::settings(config.heartbeat, config.election)?),
+            network,
+            log.clone(),
+            machine,
+        );
         let raft = raft.await.map_err(Error::fatal)?;
         raft.run();
         let heard = Heard::default();
-        let consensus = Consensus { raft: raft.clone(), heard: heard.clone(), node };
+        let consensus = Consensus::new(raft.clone(), heard.clone(), node);
         let peers = Arc::new(Peers::new(local.clone()));
         let clock = Arc::new(Clock::new(node, consensus.clone(), peers.clone()));
         let receiving = Arc::new(RaftConsensus::new(raft, heard));
@@ -448,210 +448,4 @@ impl Store {
         self.0.local.identity().unlock();
         Ok(())
     }
-}
-
-/// openraft, as the rest of this crate asks it.
-#[derive(Clone)]
-pub(crate) struct Consensus {
-    pub raft: Raft<TypeConfig, Machine>,
-    heard: Heard,
-    node: NodeId,
-}
-
-type Metrics = openraft::RaftMetrics<TypeConfig>;
-
-impl Consensus {
-    /// A copy: a borrowed metric would hold Raft up.
-    fn metrics(&self) -> Metrics {
-        self.raft.metrics().borrow_watched().clone()
-    }
-
-    pub fn leader(&self) -> Option<(NodeId, Peer)> {
-        let metrics = self.metrics();
-        let id = metrics.current_leader?;
-        let peer = metrics.membership_config.membership().get_node(&id)?.clone();
-        Some((id, peer))
-    }
-
-    /// The leader as this node knows it, as it changes.
-    pub fn leaders(&self) -> Leaders {
-        Leaders(self.raft.metrics())
-    }
-
-    pub fn peer(&self, id: NodeId) -> Option<Peer> {
-        self.metrics().membership_config.membership().get_node(&id).cloned()
-    }
-
-    pub fn members(&self) -> Vec<(NodeId, Peer)> {
-        let metrics = self.metrics();
-        metrics.membership_config.membership().nodes().map(|(id, peer)| (*id, peer.clone())).collect()
-    }
-
-    pub fn voters(&self) -> Vec<(NodeId, Peer)> {
-        let metrics = self.metrics();
-        let membership = metrics.membership_config.membership();
-        membership.voter_ids().filter_map(|id| Some((id, membership.get_node(&id)?.clone()))).collect()
-    }
-
-    /// The term that this node leads in, if it does.
-    pub fn leading_term(&self) -> Option<u64> {
-        let metrics = self.metrics();
-        (metrics.state == ServerState::Leader).then_some(metrics.current_term)
-    }
-
-    /// When a quorum last answered this leader, or a leader was last heard by this node.
-    pub fn last_contact(&self) -> Option<Instant> {
-        let metrics = self.metrics();
-        match metrics.state {
-            // A quorum of one has nobody to ask.
-            ServerState::Leader if metrics.membership_config.membership().voter_ids().eq([self.node]) => {
-                Some(Instant::now())
-            }
-            ServerState::Leader => metrics.last_quorum_acked.map(|at| to_tokio(*at)),
-            _ => self.heard.last(),
-        }
-    }
-
-    /// When a node last answered this leader.
-    pub fn heard_of(&self, node: NodeId) -> Option<Instant> {
-        self.metrics().heartbeat?.get(&node).copied().flatten().map(|at| to_tokio(*at))
-    }
-
-    /// The fit voter that can best take over.
-    pub fn successor(&self, fit: impl Fn(NodeId) -> bool) -> Option<NodeId> {
-        const HEARD_WITHIN: Duration = Duration::from_secs(1);
-        let metrics = self.metrics();
-        let replication = metrics.replication?;
-        let heard = |id: &NodeId| self.heard_of(*id).is_some_and(|at| at.elapsed() < HEARD_WITHIN);
-        let voters =
-            metrics.membership_config.membership().voter_ids().filter(|id| *id != self.node && heard(id) && fit(*id));
-        voters.max_by_key(|id| replication.get(id).copied().flatten().map(|matched| matched.index))
-    }
-
-    /// Up to where a leader has committed, after a quorum confirmed that it leads.
-    pub async fn read_index(&self) -> Result<u64> {
-        let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(Error::unavailable)?;
-        Ok(linearizer.read_log_id().index())
-    }
-
-    /// Comes true when Raft has stopped by itself.
-    async fn stopped(&self) -> String {
-        let mut metrics = self.raft.metrics();
-        loop {
-            let state = metrics.borrow_watched().running_state.clone();
-            if let Err(e) = state {
-                return e.to_string();
-            }
-            if metrics.changed().await.is_err() {
-                return "Raft has ended".to_owned();
-            }
-        }
-    }
-}
-
-fn to_tokio(at: InstantOf<TypeConfig>) -> Instant {
-    Instant::now() - at.elapsed()
-}
-
-/// Raft's metrics, watched for the leader alone.
-pub(crate) struct Leaders(openraft::type_config::alias::WatchReceiverOf<TypeConfig, Metrics>);
-
-impl Leaders {
-    /// Waits until the leader is such. Never comes back once Raft has ended.
-    pub async fn wait_for(&mut self, wanted: impl Fn(&Option<NodeId>) -> bool) {
-        loop {
-            let leader = self.0.borrow_watched().current_leader;
-            if wanted(&leader) {
-                return;
-            }
-            if self.0.changed().await.is_err() {
-                std::future::pending().await
-            }
-        }
-    }
-}
-
-/// What other nodes ask of this one.
-struct Answers {
-    local: Arc<Local>,
-    consensus: Consensus,
-    clock: Arc<Clock>,
-    former: Arc<Former>,
-    bus: mpsc::Sender<Bytes>,
-    ask: Arc<OnceLock<Ask>>,
-}
-
-impl Answers {
-    async fn answer(&self, from: Remote, request: CallRequest) -> Result<CallResponse> {
-        let leader = || self.consensus.leader().map(|(id, _)| id);
-        Ok(match request {
-            CallRequest::Forward { batch } => {
-                let batch: Batch = codec::decode(Kind::Batch, &batch)?;
-                if batch.node != from.node || self.consensus.peer(from.node).is_none() {
-                    return Err(Error::refused("a batch of a node that is not in this cluster"));
-                }
-                let appended = append(&self.consensus, &self.clock, batch).await;
-                CallResponse::Forwarded(match appended {
-                    Ok(index) => Forwarded::Accepted { index },
-                    Err(Error::Unavailable(_)) => Forwarded::NotLeader { leader: leader() },
-                    Err(e) => return Err(e),
-                })
-            }
-            CallRequest::ReadIndex => CallResponse::ReadIndex(match self.consensus.read_index().await {
-                Ok(index) => Leadership::Leader(index),
-                Err(_) => Leadership::NotLeader { leader: leader() },
-            }),
-            CallRequest::Ask(question) => match self.ask.get() {
-                Some(ask) => CallResponse::Ask(ask(question).await),
-                None => return Err(Error::unavailable("this node is still starting")),
-            },
-            CallRequest::Join { id, peer } => CallResponse::Join(self.take_in(id, peer).await),
-            CallRequest::Probe | CallRequest::Form { .. } => {
-                let answer = self.former.answer(&from, &request).await;
-                answer.ok_or_else(|| Error::refused("a request that this version does not know"))?
-            }
-        })
-    }
-
-    /// A node of an empty disk becomes a learner.
-    async fn take_in(&self, id: NodeId, peer: Peer) -> Leadership<std::result::Result<(), String>> {
-        match self.consensus.leader() {
-            Some((leader, _)) if leader == self.local.node() => {
-                let added = self.consensus.raft.add_learner(id, peer, false).await;
-                Leadership::Leader(added.map(|_| ()).map_err(|e| e.to_string()))
-            }
-            other => Leadership::NotLeader { leader: other.map(|(id, _)| id) },
-        }
-    }
-}
-
-impl App for Answers {
-    fn call(&self, from: Remote, request: CallRequest) -> BoxFuture<'_, Result<CallResponse>> {
-        self.answer(from, request).boxed()
-    }
-
-    fn bus(&self, _from: NodeId, bytes: Bytes) {
-        // A full queue loses it, as it may be.
-        _ = self.bus.try_send(bytes);
-    }
-}
-
-fn raft_config(config: &Config) -> Result<openraft::Config> {
-    let raft = openraft::Config {
-        cluster_name: "moim".to_owned(),
-        heartbeat_interval: config.heartbeat.as_millis() as u64,
-        election_timeout_min: config.election.as_millis() as u64,
-        election_timeout_max: config.election.as_millis() as u64 * 2,
-        // An isolated node must not push everybody's term up, and a restarted leader must be elected again.
-        enable_pre_vote: Some(true),
-        enable_leader_restore: Some(false),
-        allow_log_reversion: None,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
-        max_in_snapshot_log_to_keep: SNAPSHOT_EVERY,
-        replication_lag_threshold: SNAPSHOT_EVERY * 4,
-        max_payload_entries: 512,
-        install_snapshot_timeout: 20_000,
-        ..openraft::Config::default()
-    };
-    raft.validate().map_err(|e| Error::refused(format!("Raft's settings: {e}")))
 }

@@ -86,8 +86,7 @@ async fn pump(
     mut cuts: watch::Receiver<Cut>,
 ) {
     let mut bytes = vec![0; 64 << 10];
-    loop {
-        let Ok(read @ 1..) = from.read(&mut bytes).await else { break };
+    while let Ok(read @ 1..) = from.read(&mut bytes).await {
         if let Some(first) = &note {
             let mut first = first.lock().unwrap();
             let room = 256_usize.saturating_sub(first.len()).min(read);

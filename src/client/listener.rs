@@ -59,7 +59,7 @@ pub struct Gate {
 }
 
 /// Serves `service` on `listener` until `token` is cancelled; then accepts no more, cuts what is still open, and returns
-/// when all is closed. Each request carries its [`Connection`] in its extensions.
+/// when all is closed. Each request carries its [`Connection`](super::Connection) in its extensions.
 pub async fn serve<S>(listener: TcpListener, service: S, gate: Gate, limits: Limits, token: CancellationToken)
 where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,

@@ -13,7 +13,7 @@
 //! | [`message`] | what is asked and answered |
 //! | [`network`] | openraft's side: sends |
 //! | [`consensus`] | openraft's side: receives |
-//! | [`serve`] | the listener |
+//! | [`serve()`] | the listener |
 //! | [`peers`] | requests of the layers above, and the bus |
 //! | [`snapshot`] | files over the bulk lane |
 

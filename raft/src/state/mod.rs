@@ -15,7 +15,7 @@
 //! - The clock never goes back: it is the largest stamp seen. It serves `at` and trimming, never a session's life.
 //!
 //! Left out on purpose: who may do what (the server decides before it proposes) and the times after which a lost
-//! session expires and a lost user is offline (the leader's monotonic clock, [`crate::duties`]).
+//! session expires and a lost user is offline (the leader's monotonic clock, `duties`).
 
 pub mod list;
 mod node;

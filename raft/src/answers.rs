@@ -1,0 +1,86 @@
+//! What other nodes ask of this one.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
+use tokio::sync::mpsc;
+
+use crate::{
+    clock::Clock,
+    codec::{self, Kind},
+    command::{Batch, NodeId},
+    consensus::Consensus,
+    drive::append,
+    error::{Error, Result},
+    form::Former,
+    net::{App, CallRequest, CallResponse, Forwarded, Leadership, Local, Remote},
+    raft::Peer,
+    store::Ask,
+};
+
+/// Answers them.
+pub(crate) struct Answers {
+    pub local: Arc<Local>,
+    pub consensus: Consensus,
+    pub clock: Arc<Clock>,
+    pub former: Arc<Former>,
+    pub bus: mpsc::Sender<Bytes>,
+    /// Who answers for the layers above, once there is somebody.
+    pub ask: Arc<OnceLock<Ask>>,
+}
+
+impl Answers {
+    async fn answer(&self, from: Remote, request: CallRequest) -> Result<CallResponse> {
+        let leader = || self.consensus.leader().map(|(id, _)| id);
+        Ok(match request {
+            CallRequest::Forward { batch } => {
+                let batch: Batch = codec::decode(Kind::Batch, &batch)?;
+                if batch.node != from.node || self.consensus.peer(from.node).is_none() {
+                    return Err(Error::refused("a batch of a node that is not in this cluster"));
+                }
+                let appended = append(&self.consensus, &self.clock, batch).await;
+                CallResponse::Forwarded(match appended {
+                    Ok(index) => Forwarded::Accepted { index },
+                    Err(Error::Unavailable(_)) => Forwarded::NotLeader { leader: leader() },
+                    Err(e) => return Err(e),
+                })
+            }
+            CallRequest::ReadIndex => CallResponse::ReadIndex(match self.consensus.read_index().await {
+                Ok(index) => Leadership::Leader(index),
+                Err(_) => Leadership::NotLeader { leader: leader() },
+            }),
+            CallRequest::Ask(question) => match self.ask.get() {
+                Some(ask) => CallResponse::Ask(ask(question).await),
+                None => return Err(Error::unavailable("this node is still starting")),
+            },
+            CallRequest::Join { id, peer } => CallResponse::Join(self.take_in(id, peer).await),
+            CallRequest::Probe | CallRequest::Form { .. } => {
+                let answer = self.former.answer(&from, &request).await;
+                answer.ok_or_else(|| Error::refused("a request that this version does not know"))?
+            }
+        })
+    }
+
+    /// A node of an empty disk becomes a learner.
+    async fn take_in(&self, id: NodeId, peer: Peer) -> Leadership<std::result::Result<(), String>> {
+        match self.consensus.leader() {
+            Some((leader, _)) if leader == self.local.node() => {
+                let added = self.consensus.raft.add_learner(id, peer, false).await;
+                Leadership::Leader(added.map(|_| ()).map_err(|e| e.to_string()))
+            }
+            other => Leadership::NotLeader { leader: other.map(|(id, _)| id) },
+        }
+    }
+}
+
+impl App for Answers {
+    fn call(&self, from: Remote, request: CallRequest) -> BoxFuture<'_, Result<CallResponse>> {
+        self.answer(from, request).boxed()
+    }
+
+    fn bus(&self, _from: NodeId, bytes: Bytes) {
+        // A full queue loses it, as it may be.
+        _ = self.bus.try_send(bytes);
+    }
+}

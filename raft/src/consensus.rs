@@ -1,0 +1,169 @@
+//! openraft, as the rest of this crate asks it: who leads, who was heard, up to where a read may go.
+//!
+//! Metrics are always copied: one that is borrowed holds Raft up.
+
+use std::time::Duration;
+
+use openraft::{
+    Raft, ReadPolicy, ServerState, SnapshotPolicy,
+    async_runtime::{instant::Instant as _, watch::WatchReceiver as _},
+    type_config::alias::{InstantOf, WatchReceiverOf},
+};
+use tokio::time::Instant;
+
+use crate::{
+    command::NodeId,
+    error::{Error, Result},
+    machine::Machine,
+    net::Heard,
+    raft::{Peer, TypeConfig},
+};
+
+/// Entries after which a snapshot is written, and entries that the log keeps behind one: a node that was away for fewer
+/// catches up from the log.
+const SNAPSHOT_EVERY: u64 = 20_000;
+
+/// A handle on Raft. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Consensus {
+    pub raft: Raft<TypeConfig, Machine>,
+    heard: Heard,
+    node: NodeId,
+}
+
+type Metrics = openraft::RaftMetrics<TypeConfig>;
+
+impl Consensus {
+    pub fn new(raft: Raft<TypeConfig, Machine>, heard: Heard, node: NodeId) -> Self {
+        Self { raft, heard, node }
+    }
+
+    pub fn metrics(&self) -> Metrics {
+        self.raft.metrics().borrow_watched().clone()
+    }
+
+    pub fn leader(&self) -> Option<(NodeId, Peer)> {
+        let metrics = self.metrics();
+        let id = metrics.current_leader?;
+        let peer = metrics.membership_config.membership().get_node(&id)?.clone();
+        Some((id, peer))
+    }
+
+    /// The leader as this node knows it, as it changes.
+    pub fn leaders(&self) -> Leaders {
+        Leaders(self.raft.metrics())
+    }
+
+    pub fn peer(&self, id: NodeId) -> Option<Peer> {
+        self.metrics().membership_config.membership().get_node(&id).cloned()
+    }
+
+    pub fn members(&self) -> Vec<(NodeId, Peer)> {
+        let metrics = self.metrics();
+        metrics.membership_config.membership().nodes().map(|(id, peer)| (*id, peer.clone())).collect()
+    }
+
+    pub fn voters(&self) -> Vec<(NodeId, Peer)> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        membership.voter_ids().filter_map(|id| Some((id, membership.get_node(&id)?.clone()))).collect()
+    }
+
+    /// The term that this node leads in, if it does.
+    pub fn leading_term(&self) -> Option<u64> {
+        let metrics = self.metrics();
+        (metrics.state == ServerState::Leader).then_some(metrics.current_term)
+    }
+
+    /// When a quorum last answered this leader, or a leader was last heard by this node.
+    pub fn last_contact(&self) -> Option<Instant> {
+        let metrics = self.metrics();
+        match metrics.state {
+            // A quorum of one has nobody to ask.
+            ServerState::Leader if metrics.membership_config.membership().voter_ids().eq([self.node]) => {
+                Some(Instant::now())
+            }
+            ServerState::Leader => metrics.last_quorum_acked.map(|at| to_tokio(*at)),
+            _ => self.heard.last(),
+        }
+    }
+
+    /// When a node last answered this leader.
+    pub fn heard_of(&self, node: NodeId) -> Option<Instant> {
+        self.metrics().heartbeat?.get(&node).copied().flatten().map(|at| to_tokio(*at))
+    }
+
+    /// The fit voter that can best take over.
+    pub fn successor(&self, fit: impl Fn(NodeId) -> bool) -> Option<NodeId> {
+        const HEARD_WITHIN: Duration = Duration::from_secs(1);
+        let metrics = self.metrics();
+        let replication = metrics.replication?;
+        let heard = |id: &NodeId| self.heard_of(*id).is_some_and(|at| at.elapsed() < HEARD_WITHIN);
+        let voters =
+            metrics.membership_config.membership().voter_ids().filter(|id| *id != self.node && heard(id) && fit(*id));
+        voters.max_by_key(|id| replication.get(id).copied().flatten().map(|matched| matched.index))
+    }
+
+    /// Up to where a leader has committed, after a quorum confirmed that it leads.
+    pub async fn read_index(&self) -> Result<u64> {
+        let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(Error::unavailable)?;
+        Ok(linearizer.read_log_id().index())
+    }
+
+    /// Comes true when Raft has stopped by itself.
+    pub async fn stopped(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        loop {
+            let state = metrics.borrow_watched().running_state.clone();
+            if let Err(e) = state {
+                return e.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "Raft has ended".to_owned();
+            }
+        }
+    }
+}
+
+fn to_tokio(at: InstantOf<TypeConfig>) -> Instant {
+    Instant::now() - at.elapsed()
+}
+
+/// Raft's metrics, watched for the leader alone.
+pub(crate) struct Leaders(WatchReceiverOf<TypeConfig, Metrics>);
+
+impl Leaders {
+    /// Waits until the leader is such. Never comes back once Raft has ended.
+    pub async fn wait_for(&mut self, wanted: impl Fn(&Option<NodeId>) -> bool) {
+        loop {
+            let leader = self.0.borrow_watched().current_leader;
+            if wanted(&leader) {
+                return;
+            }
+            if self.0.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+}
+
+/// openraft's settings for a pace: how often a leader speaks, and how long it may be silent at least.
+pub fn settings(heartbeat: Duration, election: Duration) -> Result<openraft::Config> {
+    let raft = openraft::Config {
+        cluster_name: "moim".to_owned(),
+        heartbeat_interval: heartbeat.as_millis() as u64,
+        election_timeout_min: election.as_millis() as u64,
+        election_timeout_max: election.as_millis() as u64 * 2,
+        // An isolated node must not push everybody's term up, and a restarted leader must be elected again.
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        allow_log_reversion: None,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        max_in_snapshot_log_to_keep: SNAPSHOT_EVERY,
+        replication_lag_threshold: SNAPSHOT_EVERY * 4,
+        max_payload_entries: 512,
+        install_snapshot_timeout: 20_000,
+        ..openraft::Config::default()
+    };
+    raft.validate().map_err(|e| Error::refused(format!("Raft's settings: {e}")))
+}
