@@ -239,6 +239,8 @@ impl Store {
             Ok(()) => driver.run().await,
             Err(e) => e,
         };
+        // Nobody carries proposals any more: those who wait, and those who come, are told at once.
+        self.0.proposals.refuse(&why.to_string());
         self.0.fatal.send_replace(Some(why.to_string()));
     }
 
