@@ -31,7 +31,7 @@ use crate::{
     web,
 };
 
-/// How long a seat waits for its socket (DESIGN D6).
+/// How long a seat waits for its socket.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at seats, clocks and the drain token.
 const TICK: Duration = Duration::from_millis(250);

@@ -1,18 +1,21 @@
 //! Small files that must survive a power cut: written aside, synced, renamed, the folder synced.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
 };
 
 use crate::error::{Error, Result};
 
-/// Replaces `path` by these bytes, or leaves it as it was.
+/// Replaces `path` by these bytes, readable by this user alone, or leaves it as it was; never a mix, also after a power
+/// cut.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let aside = path.with_extension("tmp");
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".tmp");
     let write = || {
-        let mut file = File::create(&aside)?;
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&aside, path)

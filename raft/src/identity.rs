@@ -10,7 +10,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Write},
+    io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     codec::{self, Kind},
+    disk,
     error::{Error, Result},
     raft::{NodeId, Peer},
 };
@@ -160,14 +161,13 @@ impl Identity {
 
     fn store(&mut self, stored: Stored) -> Result<()> {
         let bytes = codec::encode(Kind::Identity, &stored)?;
-        replace(&self.dir.join(FILE), &bytes).map_err(|e| failed(&self.dir, "write the identity in", &e))?;
+        disk::replace(&self.dir.join(FILE), &bytes)?;
         self.stored = stored;
         Ok(())
     }
 
     fn write_marker(&self, cluster: &str) -> Result<()> {
-        let text = format!("{cluster}\n");
-        replace(&marker_path(&self.dir), text.as_bytes()).map_err(|e| failed(&self.dir, "write the marker beside", &e))
+        disk::replace(&marker_path(&self.dir), format!("{cluster}\n").as_bytes())
     }
 }
 
@@ -220,18 +220,6 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 fn read_marker(dir: &Path) -> Result<Option<ClusterId>> {
     let bytes = read(&marker_path(dir)).map_err(|e| failed(dir, "read the marker beside", &e))?;
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
-}
-
-/// Old or new content, never a mix, also after a power cut.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".tmp");
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn failed(dir: &Path, what: &str, error: &io::Error) -> Error {

@@ -5,7 +5,7 @@
 //! * After `cut` not one more byte goes out, whoever writes what.
 //! * `closed` comes true for every way in which a connection can end, and stays true.
 //!
-//! It is also where a hand-over of live connections would begin (DESIGN D14): the descriptor can be had here
+//! It is also where a hand-over of live connections would begin: the descriptor can be had here
 //! (`State::tcp`), and a `said: Mutex<Vec<u8>>` beside it, filled by the stream's reads until the last CONNECT was
 //! answered, would hold what a successor has to replay.
 

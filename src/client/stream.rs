@@ -7,7 +7,7 @@
 //! * While no replacement is armed, bytes go to the kernel without a copy.
 //! * The descriptor is closed when the stream is dropped, whoever still holds a [`Connection`].
 //!
-//! For a hand-over (DESIGN D14) the stream would get two more fields: a prelude, bytes that reads give before those of
+//! For a hand-over the stream would get two more fields: a prelude, bytes that reads give before those of
 //! the socket, and a swallow state, which drops what the client has heard from this process's predecessor.
 
 use std::{
