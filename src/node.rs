@@ -38,6 +38,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// Raft's pace: a leader is missed after 300 to 600 ms.
 const HEARTBEAT: Duration = Duration::from_millis(100);
 const ELECTION: Duration = Duration::from_millis(300);
+/// A node that was away for fewer entries catches up from the log, without a snapshot.
+const SNAPSHOT_EVERY: u64 = 20_000;
 
 /// Why a node ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,6 +269,7 @@ fn store_config(config: &Config) -> Result<moim_raft::Config> {
         presence_grace: config.presence.grace,
         heartbeat: HEARTBEAT,
         election: ELECTION,
+        snapshot_every: SNAPSHOT_EVERY,
     })
 }
 

@@ -19,10 +19,6 @@ use crate::{
     raft::{Peer, TypeConfig},
 };
 
-/// Entries after which a snapshot is written, and entries that the log keeps behind one: a node that was away for fewer
-/// catches up from the log.
-const SNAPSHOT_EVERY: u64 = 20_000;
-
 /// A handle on Raft. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Consensus {
@@ -147,8 +143,9 @@ impl Leaders {
     }
 }
 
-/// openraft's settings for a pace: how often a leader speaks, and how long it may be silent at least.
-pub fn settings(heartbeat: Duration, election: Duration) -> Result<openraft::Config> {
+/// openraft's settings for a pace: how often a leader speaks, how long it may be silent at least, and after how many
+/// entries a snapshot is written. The log keeps as many behind one: a node that was away for fewer catches up from it.
+pub fn settings(heartbeat: Duration, election: Duration, snapshot_every: u64) -> Result<openraft::Config> {
     let raft = openraft::Config {
         cluster_name: "moim".to_owned(),
         heartbeat_interval: heartbeat.as_millis() as u64,
@@ -158,9 +155,9 @@ pub fn settings(heartbeat: Duration, election: Duration) -> Result<openraft::Con
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(false),
         allow_log_reversion: None,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
-        max_in_snapshot_log_to_keep: SNAPSHOT_EVERY,
-        replication_lag_threshold: SNAPSHOT_EVERY * 4,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_every),
+        max_in_snapshot_log_to_keep: snapshot_every,
+        replication_lag_threshold: snapshot_every * 4,
         max_payload_entries: 512,
         install_snapshot_timeout: 20_000,
         ..openraft::Config::default()

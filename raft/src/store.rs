@@ -69,6 +69,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Least time without a leader before a node stands for election; at most twice as long.
     pub election: Duration,
+    /// Entries after which a snapshot is written, and which the log keeps behind it.
+    pub snapshot_every: u64,
 }
 
 /// What a node knows of the cluster at this moment.
@@ -157,7 +159,7 @@ impl Store {
         let network = Network::new(local.clone());
         let raft = Raft::build(
             node,
-            Arc::new(consensus::settings(config.heartbeat, config.election)?),
+            Arc::new(consensus::settings(config.heartbeat, config.election, config.snapshot_every)?),
             network,
             log.clone(),
             machine,

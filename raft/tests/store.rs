@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cluster::{Cluster, GRACE, Node, PATIENCE, lobby, ns, say, sid, texts, until};
+use cluster::{Cluster, GRACE, Node, PATIENCE, SNAPSHOT_EVERY, lobby, ns, say, sid, texts, until};
 use moim_raft::{
     Error, Store, Ticket,
     command::{Command, Effect, Limits, Position, Reply, User},
@@ -363,6 +363,33 @@ async fn propose_numbered(
         store.propose(say(&by, text), ticket);
     }
     drop(timeout(PATIENCE, window.acquire_many(32)).await.expect("all are answered"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_for_longer_than_the_log_reaches_back_gets_a_snapshot() {
+    let mut c = Cluster::new(3).await;
+    let leader = c.leader().await;
+    let away = (leader + 1) % 3;
+    let by = c.node(leader).open_in_lobby("client").await;
+    c.stop(away).await;
+    for n in 0..SNAPSHOT_EVERY * 4 {
+        // One at a time: each is an entry of its own.
+        c.node(leader).call(say(&by, n.to_string())).await;
+    }
+    c.reopen(away).await;
+    c.all_started().await;
+    c.agree().await;
+    assert_eq!(c.node(away).installed.load(Ordering::SeqCst), 1, "from the log alone it could not have caught up");
+    assert_eq!(c.node(away).texts(), c.node(leader).texts());
+    // It lives on it: what it proposes counts, and its own restart starts from there.
+    let own = c.node(away).open_in_lobby("own").await;
+    c.node(away).call(say(&own, "after")).await;
+    c.stop(away).await;
+    c.reopen(away).await;
+    c.all_started().await;
+    c.agree().await;
+    assert_eq!(c.node(away).installed.load(Ordering::SeqCst), 0);
+    assert!(c.node(away).texts().contains(&"after".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,10 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,6 +28,8 @@ use tokio::{
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Entries after which these clusters write a snapshot, and which their logs keep.
+pub const SNAPSHOT_EVERY: u64 = 300;
 /// `presence.grace` of these clusters: longer than a restart, shorter than `session.ttl`.
 pub const GRACE: Duration = Duration::from_secs(2);
 
@@ -42,6 +47,8 @@ pub struct Node {
     pub played: Arc<Mutex<Vec<Applied>>>,
     /// Whether the player works its feed off.
     pub playing: watch::Sender<bool>,
+    /// Snapshots that were installed.
+    pub installed: Arc<AtomicUsize>,
     player: JoinHandle<()>,
 }
 
@@ -86,6 +93,7 @@ impl Cluster {
             presence_grace: GRACE,
             heartbeat: Duration::from_millis(50),
             election: Duration::from_millis(250),
+            snapshot_every: SNAPSHOT_EVERY,
         };
         let (store, feeds) = Store::open(config, listener).await.expect("the store opens");
         Node::new(store, feeds)
@@ -154,6 +162,8 @@ impl Node {
     fn new(store: Store, mut feeds: Feeds) -> Self {
         let played = Arc::new(Mutex::new(Vec::new()));
         let (playing, mut may) = watch::channel(true);
+        let installed = Arc::new(AtomicUsize::new(0));
+        let jumps = installed.clone();
         let notes = played.clone();
         let player = tokio::spawn(async move {
             loop {
@@ -172,12 +182,12 @@ impl Node {
                             ticket.answer(Ok(&applied));
                         }
                     }
-                    Some(Play::Installed) => {}
+                    Some(Play::Installed) => _ = jumps.fetch_add(1, Ordering::SeqCst),
                     None => return,
                 }
             }
         });
-        Self { store, played, playing, player }
+        Self { store, played, playing, installed, player }
     }
 
     pub async fn open(&self, name: &str, user: &str) -> Holder {
