@@ -207,10 +207,11 @@ fn usable(path: &Path) -> Option<(Db, Found)> {
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let db = open_db(path)?;
         let found = load(&db, path)?;
-        Ok::<_, Error>((db, found))
+        Ok::<_, Error>(found.map(|found| (db, found)))
     }));
     match opened {
-        Ok(Ok(usable)) => Some(usable),
+        // None yet: the process ended before its first checkpoint.
+        Ok(Ok(usable)) => usable,
         Ok(Err(e)) => {
             tracing::error!("the checkpoint is not usable and will be built anew: {e}");
             None
@@ -222,12 +223,9 @@ fn usable(path: &Path) -> Option<(Db, Found)> {
     }
 }
 
-fn load(db: &Db, path: &Path) -> Result<Found> {
+fn load(db: &Db, path: &Path) -> Result<Option<Found>> {
     let io = |e| disk::failed("read the checkpoint", path, &e);
-    let point = match db.get(POINT).map_err(io)? {
-        Some(bytes) => codec::decode::<Point>(Kind::Meta, &bytes)?,
-        None => return Err(Error::refused(format!("{} is empty", path.display()))),
-    };
+    let point = db.get(POINT).map_err(io)?.map(|bytes| codec::decode::<Point>(Kind::Meta, &bytes)).transpose()?;
     let mut pairs = Vec::new();
     for row in db.iter() {
         let (key, value) = row.map_err(io)?;
@@ -235,11 +233,15 @@ fn load(db: &Db, path: &Path) -> Result<Found> {
             pairs.push((key.to_vec(), value.to_vec()));
         }
     }
+    let Some(point) = point else {
+        let damaged = || Error::refused(format!("{} holds pairs of an unknown point", path.display()));
+        return if pairs.is_empty() { Ok(None) } else { Err(damaged()) };
+    };
     let state = State::load(pairs);
     if state.hash() != point.hash {
         return Err(Error::refused(format!("{} does not add up to its hash", path.display())));
     }
-    Ok(Found { state, point })
+    Ok(Some(Found { state, point }))
 }
 
 fn read_current(dir: &Path) -> Result<Option<PathBuf>> {

@@ -5,7 +5,7 @@
 use std::{fmt, io};
 
 /// Why the store could not do what it was asked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Error {
     /// Nothing was started, or its outcome is unknown. Trying again later can help.
     Unavailable(String),

@@ -123,7 +123,7 @@ struct Inner {
     log: Log,
     machine_gone: Mutex<Option<oneshot::Receiver<()>>>,
     checkpoint_failed: watch::Receiver<Option<String>>,
-    fatal: watch::Sender<Option<String>>,
+    fatal: watch::Sender<Option<Error>>,
     waiting: watch::Receiver<String>,
     started: watch::Receiver<bool>,
     contact: watch::Receiver<Option<Instant>>,
@@ -243,7 +243,7 @@ impl Store {
         };
         // Nobody carries proposals any more: those who wait, and those who come, are told at once.
         self.0.proposals.refuse(&why.to_string());
-        self.0.fatal.send_replace(Some(why.to_string()));
+        self.0.fatal.send_replace(Some(why));
     }
 
     async fn enter(&self, former: &Former, join: &[String]) -> Result<()> {
@@ -418,14 +418,14 @@ impl Store {
         }
     }
 
-    /// Comes true when the node can no longer keep its promises, with the reason: it has to exit.
+    /// Comes true when the node can no longer keep its promises, or will never be able to, with the reason: it has to exit.
     pub async fn fatal(&self) -> Error {
         let (mut own, mut checkpoint) = (self.0.fatal.subscribe(), self.0.checkpoint_failed.clone());
-        let said = |why: &Option<String>| why.clone().unwrap_or_default();
         tokio::select! {
             e = self.0.log.fatal() => e,
-            Ok(why) = own.wait_for(Option::is_some) => Error::fatal(said(&why)),
-            Ok(why) = checkpoint.wait_for(Option::is_some) => Error::fatal(said(&why)),
+            // `Refused` stays what it is: an operator can do something about it.
+            Ok(why) = own.wait_for(Option::is_some) => why.clone().unwrap_or_else(|| Error::fatal("stopped")),
+            Ok(why) = checkpoint.wait_for(Option::is_some) => Error::fatal(why.as_deref().unwrap_or_default()),
             why = self.0.consensus.stopped() => Error::fatal(why),
         }
     }
