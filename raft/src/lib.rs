@@ -45,7 +45,7 @@
 //! - The feed loses nothing: apply waits for the player. What a start applies again is not played.
 //! - A late word of an old incarnation or generation changes nothing; what the leader decides names what it was decided for.
 //! - Time enters at one place, the leader's stamp; lives of sessions are measured on a leader's monotonic clock.
-//! - openraft and sled are named inside this crate alone, axum and socketioxide nowhere in it.
+//! - openraft and sled are named inside this crate alone; no web or socket library is named in it.
 //!
 //! # What is left out, and what that means
 //!
@@ -87,3 +87,7 @@ pub use net::Secret;
 pub use propose::Ticket;
 pub use raft::NodeId;
 pub use store::{Config, Feeds, Status, Store};
+
+/// Directives for tracing's filter, to be put before those of an operator. openraft complains of a peer that is away ten
+/// times a second; this crate says once what it made of it.
+pub const TRACE_FILTER: &str = "openraft=error";

@@ -81,7 +81,8 @@ async fn stdin_ended() {
 }
 
 fn start_tracing(config: &Config) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&config.log.filter)
+    // The store's own words for what it holds back; a filter that names the same target is the stronger one.
+    let filter = EnvFilter::try_new(format!("{},{}", moim_raft::TRACE_FILTER, config.log.filter))
         .map_err(|error| Failure::Usage(format!("log.filter \"{}\": {error}", config.log.filter)))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

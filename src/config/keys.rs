@@ -118,7 +118,7 @@ keys! {
     "limits.rooms-per-user" = "128", limits.rooms_per_user as count "N": "Rooms that one user is a member of";
     "limits.sessions-per-user" = "32", limits.sessions_per_user as count "N": "Sessions of one user; the oldest lost one ends first";
     "limits.queue-bytes" = "1MiB", limits.queue_bytes as bytes "SIZE": "Bytes queued for one socket before it is cut off";
-    "log.filter" = "info,openraft=error", log.filter as text "FILTER": "What is logged, such as info or moim=debug";
+    "log.filter" = "info", log.filter as text "FILTER": "What is logged, such as info or moim=debug";
     "log.format" = "text", log.format as log_format "text|json": "How log lines are written";
 }
 
