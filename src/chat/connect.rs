@@ -293,16 +293,18 @@ impl Chat {
         if holder.generation > 1 || !seat.is_free() {
             return self.losses.report(holder);
         }
-        let chat = self.clone();
-        let close = Command::Close(holder.clone());
-        self.store.propose(
-            close,
-            Ticket::new(move |outcome| {
-                if outcome.is_err() {
-                    chat.losses.report(holder);
-                }
-            }),
-        );
+        self.end_session(holder);
+    }
+
+    /// Ends a session; when the log does not take it, it counts down like any lost one.
+    pub fn end_session(&self, holder: Holder) {
+        let (chat, close) = (self.clone(), Command::Close(holder.clone()));
+        let ticket = Ticket::new(move |outcome| {
+            if outcome.is_err() {
+                chat.losses.report(holder);
+            }
+        });
+        self.store.propose(close, ticket);
     }
 }
 

@@ -110,7 +110,7 @@ impl Worker {
     async fn run(self, mut jobs: mpsc::Receiver<Job>) {
         while let Some(job) = jobs.recv().await {
             match job {
-                Job::Close => self.close(),
+                Job::Close => self.chat.end_session(self.seat.holder.clone()),
                 Job::Request(Request { json, ack }) => {
                     self.bytes.fetch_sub(json.len(), Ordering::Relaxed);
                     if let Err((refused, ack)) = self.handle(&json, ack).await {
@@ -119,16 +119,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    fn close(&self) {
-        let (losses, holder) = (self.chat.clone(), self.seat.holder.clone());
-        let ticket = Ticket::new(move |outcome| {
-            if outcome.is_err() {
-                losses.losses.report(holder);
-            }
-        });
-        self.chat.store.propose(Command::Close(self.seat.holder.clone()), ticket);
     }
 
     /// Carries one request out, or gives the ack back with the reason why not.

@@ -33,7 +33,7 @@ pub use session::Session;
 
 use crate::{
     codec,
-    command::{Batch, Command, Effect, Generation, Incarnation, Limits, NodeId, Position, Refusal, Reply, Stamp},
+    command::{Batch, Command, Effect, Incarnation, Limits, NodeId, Position, Refusal, Reply, Stamp},
     keys,
     kv::Kv,
 };
@@ -204,16 +204,3 @@ fn decode<T: DeserializeOwned>(value: &[u8]) -> T {
     let Some((&codec::FORMAT, body)) = value.split_first() else { panic!("a state value of an unknown format") };
     codec::from_body(body).expect("a state value decodes as it was encoded")
 }
-
-impl Skipped {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Repeated => "repeated",
-            Self::TooEarly => "too early",
-            Self::NotLive => "its incarnation is not live",
-        }
-    }
-}
-
-/// A generation that no session ever had.
-pub const NO_GENERATION: Generation = 0;

@@ -136,15 +136,6 @@ impl State {
         self.get(&keys::room(ns, room))
     }
 
-    /// Rooms of a namespace in name order, after a name.
-    pub fn rooms(&self, ns: &Namespace, after: Option<&Room>) -> Vec<(Room, RoomRecord)> {
-        let prefix = keys::rooms_prefix(ns);
-        let from = after.map(|room| keys::room(ns, room));
-        let from = from.as_deref().map_or(Bound::Included(prefix.as_slice()), Bound::Excluded);
-        let rows = self.kv.scan_from(&prefix, from);
-        rows.filter_map(|(key, value)| Some((Room::new(keys::last_text(&prefix, key)?)?, decode(value)))).collect()
-    }
-
     /// Up to `limit` entries of the room between two positions (both excluded), oldest first, and whether there are
     /// more beyond. With `after` the oldest of them are taken, else the newest.
     pub fn history(
