@@ -1,8 +1,8 @@
 //! The tables of the state as keys of one ordered space.
 //!
-//! A key is a table's byte and then its parts. Text is written behind its length in two bytes, so that no name can be the
-//! beginning of another; positions and ids are big-endian, so that key order is number order. Bytes of tables are stored:
-//! only ever add.
+//! A key is a table's byte and then its parts. Text ends with a zero byte, which no name has: so key order is name order, and
+//! no name is the beginning of another. Positions and ids are big-endian, so that key order is number order. Bytes of
+//! tables are stored: only ever add. Zero is none of them (`base` keeps the point of a checkpoint there).
 //!
 //! | table | key | value |
 //! | --- | --- | --- |
@@ -13,18 +13,23 @@
 //! | of user | ns, user, sid | |
 //! | of node | node, incarnation, sid | |
 //! | lost | sid | |
-//! | members | ns, room, user | |
+//! | members | ns, room, user | [`crate::state::Spans`] of a member |
+//! | joined | ns, user | the rooms that the user is a member of, by name |
 //! | dropped | ns, user | end of the last span whose row is gone, while the user has a session |
-//! | spans | ns, user, room | [`crate::state::Spans`], kept while the room's history reaches back |
+//! | left | ns, user, room | [`crate::state::Spans`] of one that is none any more, while the room's history reaches back |
 //! | past | ns, room, position of leaving | user: finds the spans that a trim makes useless |
 //! | rooms | ns, room | [`crate::state::RoomRecord`] |
 //! | entered | ns, room, sid | |
 //! | history | ns, room, position | [`crate::command::RoomEntry`] |
 //! | mids | user, mid | [`crate::state::Mid`] |
 //! | mid order | user, position | mid |
+//! | mids of | user | [`crate::state::MidsOf`] |
 //! | present | ns, user | where one of its sessions was last attached |
 
 use crate::command::{Incarnation, Namespace, NodeId, PidHash, Position, Room, Sid, User};
+
+/// What ends a text.
+const END: u8 = 0;
 
 /// The tables' first bytes.
 #[derive(Clone, Copy)]
@@ -38,14 +43,16 @@ pub enum Table {
     OfNode = 0x13,
     Lost = 0x14,
     Members = 0x20,
-    Spans = 0x21,
+    Left = 0x21,
     Past = 0x22,
     Rooms = 0x23,
     Entered = 0x24,
     Dropped = 0x25,
+    Joined = 0x26,
     History = 0x30,
     Mids = 0x40,
     MidOrder = 0x41,
+    MidsOf = 0x42,
     Present = 0x50,
 }
 
@@ -60,9 +67,10 @@ impl Key {
     }
 
     fn text(mut self, text: &str) -> Self {
-        // Every text in a key is a checked name, a sid or a mid: at most 256 bytes.
-        self.0.extend((text.len() as u16).to_be_bytes());
+        // Every such text is a checked name, a sid or a word of ours.
+        debug_assert!(!text.as_bytes().contains(&END));
         self.0.extend(text.as_bytes());
+        self.0.push(END);
         self
     }
 
@@ -127,12 +135,16 @@ pub fn member(ns: &Namespace, room: &Room, user: &User) -> Vec<u8> {
     Key(members_prefix(ns, room)).text(user.as_str()).done()
 }
 
-pub fn spans_prefix(ns: &Namespace, user: &User) -> Vec<u8> {
-    Key::new(Table::Spans).text(ns.as_str()).text(user.as_str()).done()
+pub fn joined(ns: &Namespace, user: &User) -> Vec<u8> {
+    Key::new(Table::Joined).text(ns.as_str()).text(user.as_str()).done()
 }
 
-pub fn spans(ns: &Namespace, user: &User, room: &Room) -> Vec<u8> {
-    Key(spans_prefix(ns, user)).text(room.as_str()).done()
+pub fn left_prefix(ns: &Namespace, user: &User) -> Vec<u8> {
+    Key::new(Table::Left).text(ns.as_str()).text(user.as_str()).done()
+}
+
+pub fn left(ns: &Namespace, user: &User, room: &Room) -> Vec<u8> {
+    Key(left_prefix(ns, user)).text(room.as_str()).done()
 }
 
 pub fn past_prefix(ns: &Namespace, room: &Room) -> Vec<u8> {
@@ -171,8 +183,11 @@ pub fn history(ns: &Namespace, room: &Room, position: Position) -> Vec<u8> {
     Key(history_prefix(ns, room)).number(position.0).done()
 }
 
+/// A `mid` is the client's, with any characters: it stands at the end and as it is.
 pub fn mid(user: &User, mid: &str) -> Vec<u8> {
-    Key::new(Table::Mids).text(user.as_str()).text(mid).done()
+    let mut key = Key::new(Table::Mids).text(user.as_str());
+    key.0.extend(mid.as_bytes());
+    key.done()
 }
 
 pub fn mid_order_prefix(user: &User) -> Vec<u8> {
@@ -181,6 +196,10 @@ pub fn mid_order_prefix(user: &User) -> Vec<u8> {
 
 pub fn mid_order(user: &User, position: Position) -> Vec<u8> {
     Key(mid_order_prefix(user)).number(position.0).done()
+}
+
+pub fn mids_of(user: &User) -> Vec<u8> {
+    Key::new(Table::MidsOf).text(user.as_str()).done()
 }
 
 pub fn present(ns: &Namespace, user: &User) -> Vec<u8> {
@@ -193,9 +212,8 @@ fn in_room(table: Table, ns: &Namespace, room: &Room) -> Vec<u8> {
 
 /// The text at the end of a key, behind a prefix.
 pub fn last_text<'a>(prefix: &[u8], key: &'a [u8]) -> Option<&'a str> {
-    let rest = key.get(prefix.len()..)?;
-    let (length, text) = rest.split_first_chunk()?;
-    (text.len() == usize::from(u16::from_be_bytes(*length))).then(|| std::str::from_utf8(text).ok())?
+    let (text, rest) = cut(key.get(prefix.len()..)?)?;
+    rest.is_empty().then_some(text)
 }
 
 /// The position at the end of a key, behind a prefix.
@@ -205,20 +223,54 @@ pub fn last_position(prefix: &[u8], key: &[u8]) -> Option<Position> {
 
 /// The text right behind a prefix, whatever follows it.
 pub fn first_text<'a>(prefix: &[u8], key: &'a [u8]) -> Option<&'a str> {
-    let (length, rest) = key.get(prefix.len()..)?.split_first_chunk()?;
-    std::str::from_utf8(rest.get(..usize::from(u16::from_be_bytes(*length)))?).ok()
+    Some(cut(key.get(prefix.len()..)?)?.0)
 }
 
 /// The two texts that a key, or what follows its prefix, consists of.
 pub fn two_texts(key: &[u8]) -> Option<(&str, &str)> {
-    let first = first_text(&[], key)?;
-    Some((first, last_text(key.get(..first.len() + 2)?, key)?))
+    let (first, rest) = cut(key)?;
+    Some((first, last_text(&[], rest)?))
+}
+
+fn cut(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let end = bytes.iter().position(|byte| *byte == END)?;
+    Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
 }
 
 /// The least key behind every key that has this text right behind the prefix.
 pub fn after_text(prefix: &[u8], text: &str) -> Vec<u8> {
-    let mut key = Key(prefix.to_vec()).text(text).done();
-    // No key continues with 0xff: what follows a text is a length, whose first byte is 0 or 1, or a number far below.
-    key.push(0xff);
+    let mut key = prefix.to_vec();
+    key.extend(text.as_bytes());
+    key.push(END + 1);
     key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_order_is_name_order_and_no_name_is_the_beginning_of_another() {
+        let names = ["!", "a", "a b", "ab", "aé", "b", "방"];
+        let ns = Namespace::new("/").expect("a name");
+        let keys = names.map(|name| room(&ns, &Room::new(name).expect("a name")));
+        assert!(keys.is_sorted());
+        let prefix = rooms_prefix(&ns);
+        for (name, key) in names.iter().zip(&keys) {
+            assert_eq!(last_text(&prefix, key), Some(*name));
+            assert_eq!(keys.iter().filter(|other| other.starts_with(key)).count(), 1);
+            let after = after_text(&prefix, name);
+            assert!(keys.iter().all(|other| (other > key) == (*other >= after)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_cut_key_names_nothing() {
+        let key = in_namespace(Table::Rooms, &Namespace::new("/").expect("a name"));
+        assert_eq!(two_texts(b"one\0two\0"), Some(("one", "two")));
+        for cut in [&b"one\0two"[..], b"one\0", b"one", b"", b"one\0two\0three\0"] {
+            assert_eq!(two_texts(cut), None);
+        }
+        assert_eq!((last_text(&key, &key), first_text(&key, b"\x23")), (None, None));
+    }
 }

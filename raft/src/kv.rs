@@ -1,101 +1,234 @@
 //! The ordered key-value view that the state machine works on.
 //!
-//! All of it is in memory, in key order; every change is noted, so that a checkpoint writes only what changed since the
-//! one before. The hash is a sum over all pairs, so it depends neither on the order of changes nor on the points at which
-//! checkpoints and snapshots were taken: equal contents, equal hash.
+//! ```text
+//! put, delete ──▶ overlay: what changed since the last checkpoint began        in memory
+//!                 frozen:  what a checkpoint is writing at this moment, per checkpoint
+//! get, scan  ◀──  base:    the last checkpoint that was written                in sled, or nothing at all
+//! ```
+//!
+//! What always holds:
+//! - A read looks in the overlay, then in what is frozen (newest first), then in the base; the first that knows the key
+//!   decides, and a deletion is something that is known. So it makes no difference when checkpoints begin or end.
+//! - Without a base (tests, small tools) all of it is in the overlay, and nothing else differs.
+//! - The hash is a sum over all pairs: it depends neither on the order of changes nor on the points at which checkpoints
+//!   and snapshots were taken. Equal contents, equal hash.
+
+mod scan;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Bound,
+    collections::{BTreeMap, VecDeque},
+    ops::{Bound, Deref},
+    sync::Arc,
 };
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
-/// Keys and values are plain bytes; `keys.rs` says what they mean.
+pub use scan::{Range, Scan};
+
+use crate::base::{Reader, Stored};
+
+/// What a change costs in memory beside its bytes, about.
+const CHANGE_BYTES: usize = 128;
+
+/// Bytes of a key or a value, wherever they are.
+#[derive(Debug)]
+pub enum Slice<'a> {
+    Memory(&'a [u8]),
+    Base(Stored),
+}
+
+impl Deref for Slice<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Memory(bytes) => bytes,
+            Self::Base(bytes) => bytes,
+        }
+    }
+}
+
+/// Changes in key order: the new value, or `None` for a key that is gone.
 #[derive(Clone, Debug, Default)]
+pub struct Overlay {
+    map: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    bytes: usize,
+}
+
+impl Overlay {
+    fn set(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        let length = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
+        let (key_length, now) = (key.len(), length(&value));
+        match self.map.insert(key, value) {
+            Some(old) => self.bytes = self.bytes + now - length(&old),
+            None => self.bytes += key_length + now + CHANGE_BYTES,
+        }
+    }
+
+    fn forget(&mut self, key: &[u8]) {
+        if let Some(old) = self.map.remove(key) {
+            self.bytes -= key.len() + old.map_or(0, |value| value.len()) + CHANGE_BYTES;
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        self.map.iter().map(|(key, value)| (key.as_slice(), value.as_deref()))
+    }
+
+    pub fn keys(&self) -> usize {
+        self.map.len()
+    }
+
+    fn rows<'a>(&'a self, range: Range<'_>, back: bool) -> Box<dyn Iterator<Item = scan::Known<'a>> + 'a> {
+        let rows = self.map.range::<[u8], _>(range);
+        let rows = rows.map(|(key, value)| (Slice::Memory(key), value.as_deref().map(Slice::Memory)));
+        if back { Box::new(rows.rev()) } else { Box::new(rows) }
+    }
+}
+
+/// Keys and values are plain bytes; `keys.rs` says what they mean.
+#[derive(Debug, Default)]
 pub struct Kv {
-    map: BTreeMap<Vec<u8>, Vec<u8>>,
-    changed: BTreeSet<Vec<u8>>,
-    hash: u128,
+    overlay: Overlay,
+    /// Oldest first.
+    frozen: VecDeque<Arc<Overlay>>,
+    base: Option<Reader>,
+    sum: Sum,
+}
+
+/// What a set of pairs adds up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    pub pairs: u64,
+    pub hash: u128,
+}
+
+impl Sum {
+    pub fn add(&mut self, key: &[u8], value: &[u8]) {
+        self.pairs += 1;
+        self.hash = self.hash.wrapping_add(pair_hash(key, value));
+    }
+
+    pub fn remove(&mut self, key: &[u8], value: &[u8]) {
+        // A damaged base may know less than it once counted; the hash tells.
+        self.pairs = self.pairs.wrapping_sub(1);
+        self.hash = self.hash.wrapping_sub(pair_hash(key, value));
+    }
 }
 
 impl Kv {
-    pub fn get(&self, key: &[u8]) -> Option<&[u8]> {
-        self.map.get(key).map(Vec::as_slice)
+    /// The view of a checkpoint, which says what it adds up to.
+    pub fn on(base: Reader, sum: Sum) -> Self {
+        Self { base: Some(base), sum, ..Self::default() }
+    }
+
+    pub fn get(&self, key: &[u8]) -> Option<Slice<'_>> {
+        for layer in self.layers() {
+            if let Some(known) = layer.map.get(key) {
+                return known.as_deref().map(Slice::Memory);
+            }
+        }
+        self.base.as_ref()?.get(key).map(Slice::Base)
     }
 
     pub fn has(&self, key: &[u8]) -> bool {
-        self.map.contains_key(key)
+        self.get(key).is_some()
     }
 
     pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        self.hash = self.hash.wrapping_add(pair_hash(&key, &value));
-        self.changed.insert(key.clone());
-        if let Some(old) = self.map.insert(key.clone(), value) {
-            self.hash = self.hash.wrapping_sub(pair_hash(&key, &old));
+        let mut sum = self.sum;
+        if let Some(old) = self.get(&key) {
+            sum.remove(&key, &old);
         }
+        sum.add(&key, &value);
+        self.sum = sum;
+        self.overlay.set(key, Some(value));
     }
 
     /// True when the key was there.
     pub fn delete(&mut self, key: &[u8]) -> bool {
-        let Some((key, old)) = self.map.remove_entry(key) else { return false };
-        self.hash = self.hash.wrapping_sub(pair_hash(&key, &old));
-        self.changed.insert(key);
+        let mut sum = self.sum;
+        let Some(old) = self.get(key) else { return false };
+        sum.remove(key, &old);
+        drop(old);
+        self.sum = sum;
+        match self.base.is_none() && self.frozen.is_empty() {
+            true => self.overlay.forget(key),
+            false => self.overlay.set(key.to_vec(), None),
+        }
         true
     }
 
     /// All pairs whose key begins with `prefix`, in key order.
-    pub fn scan<'a, 'p>(&'a self, prefix: &'p [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a, 'p> {
+    pub fn scan(&self, prefix: &[u8]) -> Scan<'_> {
         self.scan_from(prefix, Bound::Included(prefix))
     }
 
     /// As [`Kv::scan`], beginning at `from`, which must not lie before the prefix.
-    pub fn scan_from<'a, 'p>(
-        &'a self,
-        prefix: &'p [u8],
-        from: Bound<&[u8]>,
-    ) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a, 'p> {
-        self.map
-            .range::<[u8], _>((from, Bound::Unbounded))
-            .take_while(move |(key, _)| key.starts_with(prefix))
-            .map(|(key, value)| (key.as_slice(), value.as_slice()))
+    pub fn scan_from(&self, prefix: &[u8], from: Bound<&[u8]>) -> Scan<'_> {
+        let end = scan::after(prefix);
+        self.sources((from, end.as_deref().map_or(Bound::Unbounded, Bound::Excluded)), false)
     }
 
     /// As [`Kv::scan`] in falling key order, beginning below `before`.
-    pub fn scan_back<'a>(
-        &'a self,
-        prefix: &'a [u8],
-        before: &[u8],
-    ) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
-        self.map
-            .range::<[u8], _>((Bound::Unbounded, Bound::Excluded(before)))
-            .rev()
-            .take_while(move |(key, _)| key.starts_with(prefix))
-            .map(|(key, value)| (key.as_slice(), value.as_slice()))
+    pub fn scan_back(&self, prefix: &[u8], before: &[u8]) -> Scan<'_> {
+        self.sources((Bound::Included(prefix), Bound::Excluded(before)), true)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.map.iter().map(|(key, value)| (key.as_slice(), value.as_slice()))
+    pub fn iter(&self) -> Scan<'_> {
+        self.scan(&[])
     }
 
-    pub fn hash(&self) -> u128 {
-        self.hash
+    pub fn sum(&self) -> Sum {
+        self.sum
     }
 
-    /// What changed since the last call: the new value, or `None` for a key that is gone.
-    pub fn take_changes(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        let changed = std::mem::take(&mut self.changed);
-        changed.into_iter().map(|key| (key.clone(), self.map.get(&key).cloned())).collect()
+    /// Bytes of memory that changes take which no checkpoint holds yet, about.
+    pub fn changed_bytes(&self) -> usize {
+        self.layers().map(|layer| layer.bytes).sum()
     }
 
-    /// A view with these contents and nothing changed.
+    /// How many keys the next checkpoint would write.
+    pub fn changed_keys(&self) -> usize {
+        self.overlay.map.len()
+    }
+
+    /// What changed since the last call, for a checkpoint; reads still see it, until [`Kv::thaw`].
+    pub fn freeze(&mut self) -> Arc<Overlay> {
+        let frozen = Arc::new(std::mem::take(&mut self.overlay));
+        self.frozen.push_back(frozen.clone());
+        frozen
+    }
+
+    /// The base now holds what was frozen first. Taken out, so that it can be dropped where nobody waits.
+    pub fn thaw(&mut self) -> Option<Arc<Overlay>> {
+        self.frozen.pop_front()
+    }
+
+    /// A view with these contents, all in memory.
     pub fn load(pairs: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Self {
         let mut kv = Self::default();
         for (key, value) in pairs {
             kv.put(key, value);
         }
-        kv.changed.clear();
         kv
+    }
+
+    /// Newest first.
+    fn layers(&self) -> impl Iterator<Item = &Overlay> {
+        std::iter::once(&self.overlay).chain(self.frozen.iter().rev().map(Arc::as_ref))
+    }
+
+    fn sources(&self, range: Range<'_>, back: bool) -> Scan<'_> {
+        let mut scan = Scan::new(back);
+        if !scan::is_empty(range) {
+            self.layers().for_each(|layer| scan.add(layer.rows(range, back)));
+            if let Some(base) = &self.base {
+                let rows = base.rows(range, back);
+                scan.add(rows.map(|(key, value)| (Slice::Base(key), Some(Slice::Base(value)))));
+            }
+        }
+        scan
     }
 }
 
@@ -108,35 +241,75 @@ fn pair_hash(key: &[u8], value: &[u8]) -> u128 {
 mod tests {
     use super::*;
 
+    fn pairs(scan: Scan<'_>) -> Vec<(String, String)> {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        scan.map(|(key, value)| (text(&key), text(&value))).collect()
+    }
+
+    fn keys(scan: Scan<'_>) -> Vec<String> {
+        pairs(scan).into_iter().map(|(key, _)| key).collect()
+    }
+
+    fn put(kv: &mut Kv, key: &str, value: &str) {
+        kv.put(key.as_bytes().to_vec(), value.as_bytes().to_vec());
+    }
+
     #[test]
     fn the_hash_depends_on_contents_alone() {
         let mut a = Kv::default();
-        a.put(b"x".to_vec(), b"1".to_vec());
-        a.put(b"y".to_vec(), b"2".to_vec());
-        a.put(b"x".to_vec(), b"3".to_vec());
-        a.put(b"z".to_vec(), b"4".to_vec());
+        put(&mut a, "x", "1");
+        put(&mut a, "y", "2");
+        put(&mut a, "x", "3");
+        put(&mut a, "z", "4");
         assert!(a.delete(b"z"));
         let b = Kv::load([(b"y".to_vec(), b"2".to_vec()), (b"x".to_vec(), b"3".to_vec())]);
-        assert_eq!(a.hash(), b.hash());
-        assert_ne!(a.hash(), Kv::load([(b"x".to_vec(), b"2".to_vec()), (b"y".to_vec(), b"3".to_vec())]).hash());
-        assert_eq!(Kv::default().hash(), 0);
+        assert_eq!(a.sum(), b.sum());
+        assert_ne!(a.sum(), Kv::load([(b"x".to_vec(), b"2".to_vec()), (b"y".to_vec(), b"3".to_vec())]).sum());
+        assert_eq!(Kv::default().sum(), Sum::default());
     }
 
     #[test]
     fn a_scan_stays_inside_its_prefix() {
         let kv = Kv::load(["a", "ab", "abc", "b"].map(|k| (k.as_bytes().to_vec(), vec![])));
-        assert_eq!(kv.scan(b"ab").count(), 2);
-        assert_eq!(kv.scan_from(b"a", Bound::Excluded(b"ab")).count(), 1);
-        assert_eq!(kv.scan_back(b"a", b"abc").next().unwrap().0, b"ab");
+        assert_eq!(keys(kv.scan(b"ab")), ["ab", "abc"]);
+        assert_eq!(keys(kv.scan_from(b"a", Bound::Excluded(b"ab"))), ["abc"]);
+        assert_eq!(keys(kv.scan_back(b"a", b"abc")), ["ab", "a"]);
+        assert_eq!(keys(kv.scan_from(b"a", Bound::Included(b"b"))), [""; 0], "a place behind all of it");
+        let high = Kv::load([(vec![0xff, 0xff], vec![]), (vec![0xff], vec![]), (vec![0xfe], vec![])]);
+        assert_eq!(high.scan(&[0xff]).count(), 2, "a prefix that has nothing behind it");
     }
 
     #[test]
-    fn changes_name_each_key_once_with_its_last_value() {
-        let mut kv = Kv::load([(b"gone".to_vec(), vec![])]);
-        kv.put(b"k".to_vec(), b"1".to_vec());
-        kv.put(b"k".to_vec(), b"2".to_vec());
-        kv.delete(b"gone");
-        assert_eq!(kv.take_changes(), vec![(b"gone".to_vec(), None), (b"k".to_vec(), Some(b"2".to_vec()))]);
-        assert!(kv.take_changes().is_empty());
+    fn a_read_sees_the_newest_layer_that_knows_the_key() {
+        let mut kv = Kv::load(["a", "b", "c", "d"].map(|k| (k.as_bytes().to_vec(), b"old".to_vec())));
+        kv.freeze();
+        put(&mut kv, "b", "frozen");
+        assert!(kv.delete(b"c"));
+        kv.freeze();
+        put(&mut kv, "bb", "new");
+        put(&mut kv, "c", "again");
+        assert!(kv.delete(b"d") && !kv.delete(b"d"));
+        let expected = [("a", "old"), ("b", "frozen"), ("bb", "new"), ("c", "again")];
+        let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(pairs(kv.iter()), expected);
+        assert!(pairs(kv.scan_back(b"", b"z")).iter().rev().eq(&expected));
+        assert_eq!(keys(kv.scan_from(b"b", Bound::Excluded(b"b"))), ["bb"]);
+        assert!(kv.get(b"d").is_none() && kv.get(b"c").is_some_and(|value| *value == *b"again"));
+        assert_eq!(kv.sum(), Kv::load(expected.map(|(key, value)| (key.into_bytes(), value.into_bytes()))).sum());
+    }
+
+    #[test]
+    fn what_is_frozen_is_counted_until_it_thaws() {
+        let mut kv = Kv::default();
+        put(&mut kv, "key", "value");
+        let bytes = kv.changed_bytes();
+        assert_eq!((bytes, kv.changed_keys()), (3 + 5 + CHANGE_BYTES, 1));
+        put(&mut kv, "key", "v");
+        assert_eq!(kv.changed_bytes(), bytes - 4);
+        kv.freeze();
+        assert_eq!((kv.changed_bytes(), kv.changed_keys()), (bytes - 4, 0));
+        assert_eq!(kv.thaw().unwrap().keys(), 1);
+        assert_eq!(kv.changed_bytes(), 0);
+        assert!(kv.thaw().is_none());
     }
 }

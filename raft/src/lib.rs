@@ -57,7 +57,7 @@
 //! - Trimming runs when something is appended to a room; a room that is left by everybody keeps its last entries.
 
 mod answers;
-mod base;
+pub mod base;
 pub mod clock;
 pub mod codec;
 pub mod command;
@@ -69,11 +69,11 @@ pub mod error;
 pub mod form;
 pub mod identity;
 mod keys;
-mod kv;
+pub mod kv;
 pub mod log;
-mod machine;
+pub mod machine;
 pub mod net;
-mod propose;
+pub mod propose;
 pub mod raft;
 pub mod snapshot;
 pub mod state;

@@ -6,6 +6,7 @@
 //! - An entry that does not decode, or holds a command that this version does not know, stops the node: skipping it
 //!   would fork the state.
 //! - A node that installs a snapshot jumps over entries; the feed says so with [`Play::Installed`].
+//! - What is applied and not in a checkpoint yet is bounded: apply waits while a checkpoint is far behind it.
 
 use std::{
     collections::VecDeque,
@@ -30,14 +31,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    base::{Base, Point},
+    base::{Base, Found, Health, Point},
     codec::{self, Kind},
     command::{Batch, Effect, NodeId},
     error::{Error, Result},
     net::SnapshotFile,
     propose::{Proposals, Ticket},
     raft::{Done, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig},
-    snapshot::{self, Snapshots},
+    snapshot::Snapshots,
     state::{Applied, Outcome, State},
     wire::{WireLogId, WireSnapshotMeta, WireStoredMembership},
 };
@@ -46,6 +47,12 @@ use crate::{
 pub const HASHES_KEPT: usize = 1024;
 /// How long changes may stay out of a checkpoint, about.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(2);
+/// Changes after which a checkpoint is written at once: each may cost a page of sled's in memory and on disk.
+const CHECKPOINT_KEYS: usize = 1 << 16;
+/// The same in bytes of memory.
+const CHECKPOINT_BYTES: usize = 32 << 20;
+/// How many times as many bytes wait for a checkpoint to end before apply does.
+const CHECKPOINT_BACKLOG: usize = 8;
 /// Entries' worth of plays that the feed holds; past it apply waits for the player.
 pub const FEED_ENTRIES: usize = 256;
 
@@ -79,7 +86,8 @@ impl Inner {
         Point {
             applied: self.applied.as_ref().map(WireLogId::from),
             membership: WireStoredMembership::from(&self.membership),
-            hash: self.state.hash(),
+            hash: self.state.kv().sum().hash,
+            pairs: self.state.kv().sum().pairs,
         }
     }
 }
@@ -134,51 +142,36 @@ pub struct Machine {
     feed: mpsc::Sender<Play>,
     stop: CancellationToken,
     checkpointed: Instant,
+    /// How many checkpoints were written of which the changes are not in memory any more.
+    thawed: u64,
     /// Dropped last of all: then the checkpoint of a clean stop is written.
     _alive: oneshot::Sender<()>,
 }
 
 impl Machine {
-    /// Starts from the newer of checkpoint and snapshot file; openraft applies the rest of the log. After `stop` apply
-    /// does not wait for the player any more; what comes of the receiver tells when all of it is over.
-    #[allow(clippy::too_many_arguments, reason = "each is a part that it owns from now on")]
+    /// Starts from what the base found; openraft applies the rest of the log. After `stop` apply does not wait for the
+    /// player any more; what comes of the receiver tells when all of it is over.
     pub fn open(
         node: NodeId,
         base: Base,
-        found: Option<(State, Point)>,
+        found: Found,
         snapshots: Snapshots,
         proposals: Arc<Proposals>,
         feed: mpsc::Sender<Play>,
         stop: CancellationToken,
     ) -> Result<(Self, oneshot::Receiver<()>)> {
-        let index = |point: &Point| point.applied.map(|id| id.index);
-        let header = snapshots.newest_header().map(|(_, point)| point);
-        let behind = match (&found, &header) {
-            (Some((_, checkpoint)), Some(header)) => index(header) > index(checkpoint),
-            (None, Some(_)) => true,
-            (_, None) => false,
-        };
-        let start = if behind { snapshots.newest().map(|(_, state, point)| (state, point)) } else { None };
-        // The newest may turn out to be damaged, and the one before it to be older than the checkpoint.
-        let start = start.filter(|(_, point)| found.as_ref().is_none_or(|(_, known)| index(point) > index(known)));
-        let rebuilt = start.is_some();
-        let (state, point) = match start.or(found) {
-            Some((state, point)) => (state, Some(point)),
-            None => (State::default(), None),
-        };
-        let (applied, membership) = match point {
+        let (applied, membership) = match found.point {
             Some(point) => (point.applied.map(LogId::from), point.membership.try_into()?),
             None => (None, StoredMembership::default()),
         };
+        let state = State::on(found.kv);
         let hashes = applied.iter().map(|id| (id.index, state.hash())).collect();
         let inner = Inner { state, applied, membership, hashes };
-        if rebuilt {
-            base.replace(&inner.state, inner.point());
-        }
         let applied = watch::channel(inner.applied.as_ref().map_or(0, |id| id.index)).0;
         let replica = Arc::new(Replica { node, inner: Mutex::new(inner), applied, proposals, playing: false.into() });
         let (alive, gone) = oneshot::channel();
-        let machine = Self { replica, base, snapshots, feed, stop, checkpointed: Instant::now(), _alive: alive };
+        let checkpointed = Instant::now();
+        let machine = Self { replica, base, snapshots, feed, stop, checkpointed, thawed: 0, _alive: alive };
         Ok((machine, gone))
     }
 
@@ -186,9 +179,9 @@ impl Machine {
         self.replica.clone()
     }
 
-    /// The first failure of a checkpoint, which is final.
-    pub fn failed(&self) -> watch::Receiver<Option<String>> {
-        self.base.failed()
+    /// Of the checkpoints.
+    pub fn health(&self) -> Health {
+        self.base.health()
     }
 
     async fn apply_entry(&mut self, entry: crate::raft::Entry) -> Result<()> {
@@ -210,16 +203,47 @@ impl Machine {
         }
     }
 
+    /// Starts a checkpoint when one is due, or now.
     fn checkpoint(&mut self, now: bool) {
-        if self.base.is_busy() || (!now && self.checkpointed.elapsed() < CHECKPOINT_EVERY) {
+        self.thaw();
+        if !now && self.base.is_busy() {
             return;
         }
+        let late = self.checkpointed.elapsed() >= CHECKPOINT_EVERY;
         let (changes, point) = {
             let mut inner = self.replica.lock();
-            (inner.state.take_changes(), inner.point())
+            let kv = inner.state.kv();
+            let (keys, bytes) = (kv.changed_keys(), kv.changed_bytes());
+            let due = keys >= CHECKPOINT_KEYS || bytes >= CHECKPOINT_BYTES || (late && keys > 0);
+            if !(now || due) {
+                return;
+            }
+            let point = inner.point();
+            (inner.state.kv_mut().freeze(), point)
         };
-        self.base.write(changes, point);
+        self.base.checkpoint(changes, point);
         self.checkpointed = Instant::now();
+    }
+
+    /// What sled has by now need not be in memory.
+    fn thaw(&mut self) {
+        while self.thawed < self.base.written() {
+            self.thawed += 1;
+            let written = self.replica.lock().state.kv_mut().thaw();
+            if let Some(written) = written {
+                self.base.discard(written);
+            }
+        }
+    }
+
+    /// While the disk does not keep up, memory must not take what it leaves.
+    async fn wait_for_checkpoint(&mut self) -> Result<()> {
+        let waiting = self.replica.lock().state.kv().changed_bytes();
+        if waiting >= CHECKPOINT_BYTES * CHECKPOINT_BACKLOG && self.base.is_busy() {
+            self.base.idle().await?;
+            self.checkpoint(false);
+        }
+        Ok(())
     }
 }
 
@@ -285,37 +309,38 @@ impl RaftStateMachine<TypeConfig> for Machine {
     {
         while let Some((entry, responder)) = entries.try_next().await? {
             self.apply_entry(entry).await?;
+            self.checkpoint(false);
+            self.wait_for_checkpoint().await?;
             if let Some(responder) = responder {
                 responder.send(Done);
             }
         }
-        self.checkpoint(false);
         Ok(())
     }
 
+    /// The snapshot is of this very point: the checkpoint of it is written first, and none between the two.
     async fn get_snapshot_builder(&mut self) -> Builder {
-        // Purging follows a snapshot: what the log gives up must be in a checkpoint or in the file by then.
         self.checkpoint(true);
-        let inner = self.replica.lock();
-        Builder { state: inner.state.clone(), point: inner.point(), snapshots: self.snapshots.clone() }
+        Builder(Some(self.base.snapshot()))
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
-        let received = file.path.clone();
-        let (state, point) = blocking(move || snapshot::read(&received)).await?;
-        if point.applied.map(LogId::from) != meta.last_log_id().copied() {
-            return Err(Error::refused("the snapshot is of another point than its offer said").into());
+        let installed = answer(self.base.install(&file.path, meta.last_log_id().copied())).await;
+        if installed.is_err() {
+            // It is ours, and nobody wants it any more.
+            _ = std::fs::remove_file(&file.path);
         }
-        let kept = self.snapshots.adopt(&file.path, &point)?;
-        tracing::info!(file = %kept.display(), "installed a snapshot");
-        let membership = point.membership.clone().try_into()?;
+        let Found { kv, point } = installed?;
+        let point = point.ok_or_else(|| Error::fatal("a snapshot of no point"))?;
+        // What was asked of the base before is done.
+        self.thawed = self.base.written();
+        let membership = point.membership.try_into()?;
         let index = point.applied.map_or(0, |id| id.index);
-        self.base.replace(&state, point.clone());
         let me = {
             let mut inner = self.replica.lock();
             inner.membership = membership;
             inner.hashes.clear();
-            inner.state = state;
+            inner.state = State::on(kv);
             if let Some(id) = point.applied {
                 self.replica.note_applied(&mut inner, id.into());
             }
@@ -338,44 +363,35 @@ impl RaftStateMachine<TypeConfig> for Machine {
 impl Drop for Machine {
     /// A clean stop leaves nothing to apply again.
     fn drop(&mut self) {
-        let (changes, point) = {
-            let mut inner = self.replica.lock();
-            (inner.state.take_changes(), inner.point())
-        };
-        if !changes.is_empty() {
-            self.base.write(changes, point);
+        let changed = self.replica.lock().state.kv().changed_keys() > 0;
+        if changed {
+            self.checkpoint(true);
         }
         self.base.close();
     }
 }
 
-/// Writes the file of a snapshot from a frozen copy of the state.
-pub struct Builder {
-    state: State,
-    point: Point,
-    snapshots: Snapshots,
-}
+/// Waits for the snapshot that was asked for when it was made.
+pub struct Builder(Option<Asked<(PathBuf, Point)>>);
+
+type Asked<T> = oneshot::Receiver<Result<T>>;
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
-        let (state, point, snapshots) = (std::mem::take(&mut self.state), self.point.clone(), self.snapshots.clone());
-        let at = point.clone();
-        let path = blocking(move || snapshots.write(&state, &at)).await?;
+        let asked = self.0.take().ok_or_else(|| Error::fatal("a builder builds one snapshot"))?;
+        let (path, point) = answer(asked).await?;
         Ok(offer(path, point)?)
     }
+}
+
+async fn answer<T>(asked: Asked<T>) -> Result<T> {
+    asked.await.unwrap_or_else(|_| Err(Error::fatal("the checkpoint thread is gone")))
 }
 
 /// A file as openraft hands it on.
 fn offer(path: PathBuf, point: Point) -> Result<SnapshotOf<TypeConfig, SnapshotFile>> {
     let wire = WireSnapshotMeta { last: point.applied, membership: point.membership };
     Ok(Snapshot { meta: wire.try_into()?, snapshot: SnapshotFile { path } })
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> io::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => Ok(done?),
-        Err(e) => Err(io::Error::other(e)),
-    }
 }

@@ -1,19 +1,22 @@
 //! Snapshot files: the whole state at one point of the log, as Raft sends it to a node that is too far behind.
 //!
 //! ```text
-//! [header envelope] [chunk envelope] … [end envelope]      each behind its length in four bytes, big-endian
+//! [header envelope] [rows envelope] … [end envelope]      each behind its length in four bytes, big-endian
+//! row: shared, rest, [rest of the key], length, [value]   a key leaves out what it shares with the one before
 //! ```
 //!
-//! A chunk holds about a megabyte of pairs; the end says how many there were and what they add up to. A file is written
-//! aside, synced, renamed and its folder synced, so that one with the right name is whole; it is verified all the same
-//! before a node believes it. Nothing but one chunk of it is in memory at a time, beside the state itself.
+//! Rows come about a megabyte at a time, in key order, each part with its checksum. The header says of which point it is
+//! and what all pairs add up to, the end what was written. A file is written aside, synced, renamed and its folder synced,
+//! so that one with the right name is whole; it is verified all the same before a node believes it. Neither side ever
+//! holds more than one part of it in memory.
 
 use std::{
     fs::{self, File},
-    io::{BufReader, BufWriter, Read, Write},
+    io::{BufReader, Read, Write},
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -21,11 +24,13 @@ use crate::{
     codec::{self, BODY_BYTES_MAX, HEADER_BYTES, Kind},
     disk,
     error::{Error, Result},
-    state::State,
+    kv::Sum,
 };
 
-/// Bytes of pairs after which a chunk is closed.
-const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of rows after which a part is closed.
+const PART_BYTES: usize = 1 << 20;
+/// Parts after which what was written is synced: a file that is synced at once at its end holds up the log's disk.
+const SYNC_PARTS: usize = 16;
 /// Files that are kept: the newest, and the one before it in case the newest is damaged.
 const KEPT: usize = 2;
 
@@ -33,8 +38,8 @@ const KEPT: usize = 2;
 #[derive(Serialize, Deserialize)]
 enum Part {
     Header(Point),
-    Pairs(Vec<(Vec<u8>, Vec<u8>)>),
-    End { pairs: u64 },
+    Rows(Bytes),
+    End { pairs: u64, hash: u128 },
 }
 
 /// The folder of a node's snapshots.
@@ -46,6 +51,9 @@ pub struct Snapshots {
 impl Snapshots {
     pub fn open(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).map_err(|e| disk::failed("create", dir, &e))?;
+        for cut_short in files(dir).filter(|path| path.extension().is_some_and(|e| e == "tmp")) {
+            fs::remove_file(&cut_short).map_err(|e| disk::failed("remove", &cut_short, &e))?;
+        }
         Ok(Self { dir: dir.to_path_buf() })
     }
 
@@ -54,30 +62,20 @@ impl Snapshots {
         &self.dir
     }
 
-    /// Writes the state as a file and returns its path.
-    pub fn write(&self, state: &State, point: &Point) -> Result<PathBuf> {
+    /// Writes the pairs of a point, which come in key order, as a file and returns its path.
+    ///
+    /// # Errors
+    /// `Refused` when the pairs do not add up to what the point says, and whatever stands in place of a pair.
+    pub fn write<B: AsRef<[u8]>>(&self, pairs: impl Iterator<Item = Result<(B, B)>>, point: &Point) -> Result<PathBuf> {
         let path = self.path_of(point);
         let aside = path.with_extension("tmp");
-        let write = || -> Result<()> {
-            let io = |e| disk::failed("write", &aside, &e);
-            let mut out = BufWriter::new(File::create(&aside).map_err(io)?);
-            write_part(&mut out, &Part::Header(point.clone()), &aside)?;
-            let (mut chunk, mut bytes, mut pairs) = (Vec::new(), 0, 0);
-            for (key, value) in state.pairs() {
-                bytes += key.len() + value.len();
-                pairs += 1;
-                chunk.push((key.to_vec(), value.to_vec()));
-                if bytes >= CHUNK_BYTES {
-                    write_part(&mut out, &Part::Pairs(std::mem::take(&mut chunk)), &aside)?;
-                    bytes = 0;
-                }
-            }
-            write_part(&mut out, &Part::Pairs(chunk), &aside)?;
-            write_part(&mut out, &Part::End { pairs }, &aside)?;
-            out.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
-            fs::rename(&aside, &path).map_err(|e| disk::failed("rename", &aside, &e))
-        };
-        write()?;
+        let written = write_aside(&aside, pairs, point);
+        if written.is_err() {
+            // What stays is overwritten by the next one of this point, or deleted at the next start.
+            _ = fs::remove_file(&aside);
+        }
+        written?;
+        fs::rename(&aside, &path).map_err(|e| disk::failed("rename", &aside, &e))?;
         disk::sync_parent(&path)?;
         self.keep_newest();
         Ok(path)
@@ -92,25 +90,18 @@ impl Snapshots {
         Ok(path)
     }
 
-    /// The newest file that is whole, with its contents.
-    pub fn newest(&self) -> Option<(PathBuf, State, Point)> {
-        self.paths().into_iter().rev().find_map(|path| match read(&path) {
-            Ok((state, point)) => Some((path, state, point)),
-            Err(e) => {
-                tracing::error!("the snapshot is not usable: {e}");
-                None
-            }
-        })
+    /// Finished files, the newest first.
+    pub fn newest_first(&self) -> Vec<PathBuf> {
+        let mut paths = self.paths();
+        paths.reverse();
+        paths
     }
 
     /// The newest file and its header alone.
     pub fn newest_header(&self) -> Option<(PathBuf, Point)> {
-        self.paths().into_iter().rev().find_map(|path| {
-            let mut file = File::open(&path).ok()?;
-            match read_part(&mut file, &path) {
-                Ok(Part::Header(point)) => Some((path, point)),
-                _ => None,
-            }
+        self.newest_first().into_iter().find_map(|path| {
+            let point = Reading::open(&path).ok()?.point.clone();
+            Some((path, point))
         })
     }
 
@@ -121,8 +112,8 @@ impl Snapshots {
 
     /// Finished files, oldest first.
     fn paths(&self) -> Vec<PathBuf> {
-        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|file| file.path());
-        let mut paths: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "moim")).collect();
+        let mut paths: Vec<PathBuf> =
+            files(&self.dir).filter(|path| path.extension().is_some_and(|e| e == "moim")).collect();
         paths.sort_unstable();
         paths
     }
@@ -136,28 +127,162 @@ impl Snapshots {
     }
 }
 
-/// Reads and verifies a file.
-pub fn read(path: &Path) -> Result<(State, Point)> {
-    let file = File::open(path).map_err(|e| disk::failed("open", path, &e))?;
-    let mut input = BufReader::new(file);
-    let damaged = |what: &str| Error::refused(format!("{} is damaged: {what}", path.display()));
-    let Part::Header(point) = read_part(&mut input, path)? else { return Err(damaged("no header")) };
-    let mut pairs = Vec::new();
-    let count = loop {
-        match read_part(&mut input, path)? {
-            Part::Pairs(more) => pairs.extend(more),
-            Part::End { pairs } => break pairs,
-            Part::Header(_) => return Err(damaged("two headers")),
+fn files(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|file| file.path())
+}
+
+fn write_aside<B: AsRef<[u8]>>(aside: &Path, pairs: impl Iterator<Item = Result<(B, B)>>, point: &Point) -> Result<()> {
+    let io = |e| disk::failed("write", aside, &e);
+    let mut out = File::create(aside).map_err(io)?;
+    write_part(&mut out, &Part::Header(point.clone()), aside)?;
+    let (mut rows, mut sum, mut parts) = (Rows::default(), Sum::default(), 0);
+    for pair in pairs {
+        let (key, value) = pair?;
+        let (key, value) = (key.as_ref(), value.as_ref());
+        sum.add(key, value);
+        rows.push(key, value);
+        if rows.bytes.len() >= PART_BYTES {
+            write_part(&mut out, &Part::Rows(rows.take()), aside)?;
+            parts += 1;
+            if parts % SYNC_PARTS == 0 {
+                out.sync_data().map_err(io)?;
+            }
         }
-    };
-    if count != pairs.len() as u64 || input.bytes().next().is_some() {
-        return Err(damaged("its end does not match"));
     }
-    let state = State::load(pairs);
-    match state.hash() == point.hash {
-        true => Ok((state, point)),
-        false => Err(damaged("it does not add up to its hash")),
+    if sum != point.sum() {
+        return Err(Error::refused(format!("{} pairs do not add up to its hash", sum.pairs)));
     }
+    write_part(&mut out, &Part::Rows(rows.take()), aside)?;
+    write_part(&mut out, &Part::End { pairs: sum.pairs, hash: sum.hash }, aside)?;
+    out.sync_all().map_err(io)
+}
+
+/// Rows being written, one behind the other.
+#[derive(Default)]
+struct Rows {
+    bytes: Vec<u8>,
+    last: Vec<u8>,
+}
+
+impl Rows {
+    fn push(&mut self, key: &[u8], value: &[u8]) {
+        let shared = self.last.iter().zip(key).take_while(|(a, b)| a == b).count();
+        for number in [shared, key.len() - shared] {
+            put_number(&mut self.bytes, number);
+        }
+        self.bytes.extend_from_slice(&key[shared..]);
+        put_number(&mut self.bytes, value.len());
+        self.bytes.extend_from_slice(value);
+        self.last.truncate(shared);
+        self.last.extend_from_slice(&key[shared..]);
+    }
+
+    /// The first key of a part is whole.
+    fn take(&mut self) -> Bytes {
+        self.last.clear();
+        std::mem::replace(&mut self.bytes, Vec::with_capacity(PART_BYTES + (PART_BYTES >> 2))).into()
+    }
+}
+
+/// A file being read, of which the header was.
+pub struct Reading {
+    input: BufReader<File>,
+    path: PathBuf,
+    point: Point,
+}
+
+impl Reading {
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| disk::failed("open", path, &e))?;
+        let mut input = BufReader::new(file);
+        match read_part(&mut input, path)? {
+            Part::Header(point) => Ok(Self { input, path: path.to_path_buf(), point }),
+            _ => Err(Error::refused(format!("{} is damaged: no header", path.display()))),
+        }
+    }
+
+    /// What it says that it holds.
+    pub fn point(&self) -> &Point {
+        &self.point
+    }
+
+    /// Hands on all pairs, in key order. Only after the last one is it known that the file was whole.
+    ///
+    /// # Errors
+    /// `Refused` when it is not, and whatever `each` says.
+    pub fn for_each(mut self, mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+        let path = self.path.clone();
+        let damaged = |what: &str| Error::refused(format!("{} is damaged: {what}", path.display()));
+        let (mut sum, mut before) = (Sum::default(), None::<Vec<u8>>);
+        let end = loop {
+            match read_part(&mut self.input, &self.path)? {
+                Part::Rows(rows) => read_rows(&rows, |key, value| {
+                    if before.as_deref().is_some_and(|before| before >= key) {
+                        return Err(damaged("keys are out of order"));
+                    }
+                    let before = before.get_or_insert_default();
+                    before.clear();
+                    before.extend_from_slice(key);
+                    sum.add(key, value);
+                    each(key, value)
+                })
+                .map_err(|e| e.unwrap_or_else(|| damaged("a row is cut")))?,
+                Part::End { pairs, hash } => break Sum { pairs, hash },
+                Part::Header(_) => return Err(damaged("two headers")),
+            }
+        };
+        if sum != end || self.input.bytes().next().is_some() {
+            return Err(damaged("its end does not match"));
+        }
+        match sum == self.point.sum() {
+            true => Ok(()),
+            false => Err(damaged("it does not add up to its hash")),
+        }
+    }
+}
+
+/// Hands on the rows of one part; `None` says that they are not rows.
+fn read_rows(
+    mut rows: &[u8],
+    mut each: impl FnMut(&[u8], &[u8]) -> Result<()>,
+) -> std::result::Result<(), Option<Error>> {
+    let mut key = Vec::new();
+    while !rows.is_empty() {
+        let shared = take_number(&mut rows).filter(|shared| *shared <= key.len()).ok_or(None)?;
+        key.truncate(shared);
+        key.extend_from_slice(take_bytes(&mut rows).ok_or(None)?);
+        each(&key, take_bytes(&mut rows).ok_or(None)?).map_err(Some)?;
+    }
+    Ok(())
+}
+
+/// Seven bits a byte, the lowest first.
+fn put_number(to: &mut Vec<u8>, mut number: usize) {
+    while number >= 0x80 {
+        to.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    to.push(number as u8);
+}
+
+fn take_number(from: &mut &[u8]) -> Option<usize> {
+    let mut number = 0;
+    for shift in (0..28).step_by(7) {
+        let (&byte, rest) = from.split_first()?;
+        *from = rest;
+        number |= usize::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+fn take_bytes<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = take_number(from)?;
+    let (bytes, rest) = from.split_at_checked(length)?;
+    *from = rest;
+    Some(bytes)
 }
 
 fn write_part(out: &mut impl Write, part: &Part, path: &Path) -> Result<()> {
@@ -184,29 +309,47 @@ mod tests {
     use super::*;
     use crate::wire::{WireMembership, WireStoredMembership};
 
-    fn sample() -> (State, Point) {
-        let state = State::load((0..2000_u32).map(|n| (n.to_be_bytes().to_vec(), vec![7; 1000])));
-        let membership = WireMembership { voters: vec![], nodes: vec![] };
-        let point =
-            Point { applied: None, membership: WireStoredMembership { id: None, membership }, hash: state.hash() };
-        (state, point)
+    type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
+    fn sample() -> (Pairs, Point) {
+        let key =
+            |n: u32| [&b"a prefix that all of them share "[..], &(n / 3).to_be_bytes(), &[(n % 3) as u8]].concat();
+        let pairs: Pairs = (0..3000).map(|n| (key(n), vec![7; n as usize % 1500])).collect();
+        let mut sum = Sum::default();
+        pairs.iter().for_each(|(key, value)| sum.add(key, value));
+        let membership =
+            WireStoredMembership { id: None, membership: WireMembership { voters: vec![], nodes: vec![] } };
+        (pairs, Point { applied: None, membership, hash: sum.hash, pairs: sum.pairs })
+    }
+
+    fn write(dir: &Path, pairs: &Pairs, point: &Point) -> Result<PathBuf> {
+        Snapshots::open(dir)?.write(pairs.iter().map(Ok::<_, Error>).map(|pair| pair.map(|(k, v)| (k, v))), point)
+    }
+
+    fn read(path: &Path) -> Result<(Pairs, Point)> {
+        let reading = Reading::open(path)?;
+        let (mut pairs, point) = (Vec::new(), reading.point().clone());
+        reading.for_each(|key, value| {
+            pairs.push((key.to_vec(), value.to_vec()));
+            Ok(())
+        })?;
+        Ok((pairs, point))
     }
 
     #[test]
     fn a_snapshot_reads_back_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
-        let (state, point) = sample();
-        let path = Snapshots::open(dir.path()).unwrap().write(&state, &point).unwrap();
-        let (again, read_point) = read(&path).unwrap();
-        assert_eq!((again.hash(), read_point), (state.hash(), point));
-        assert!(again.pairs().eq(state.pairs()));
+        let (pairs, point) = sample();
+        let path = write(dir.path(), &pairs, &point).unwrap();
+        assert!(fs::metadata(&path).unwrap().len() > 2 * PART_BYTES as u64, "it has several parts");
+        assert_eq!(read(&path).unwrap(), (pairs, point));
     }
 
     #[test]
     fn a_damaged_or_cut_snapshot_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let (state, point) = sample();
-        let path = Snapshots::open(dir.path()).unwrap().write(&state, &point).unwrap();
+        let (pairs, point) = sample();
+        let path = write(dir.path(), &pairs, &point).unwrap();
         let whole = fs::read(&path).unwrap();
         for at in (0..whole.len()).step_by(whole.len() / 50) {
             let mut damaged = whole.clone();
@@ -218,5 +361,28 @@ mod tests {
         }
         fs::write(&path, [&whole[..], &[0]].concat()).unwrap();
         assert!(read(&path).is_err(), "a byte too many");
+    }
+
+    #[test]
+    fn pairs_that_do_not_add_up_make_no_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut pairs, point) = sample();
+        pairs[7].1 = b"other".to_vec();
+        assert!(matches!(write(dir.path(), &pairs, &point), Err(Error::Refused(_))));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn no_bytes_of_a_part_make_its_reader_panic() {
+        let (pairs, _) = sample();
+        let mut rows = Rows::default();
+        pairs.iter().take(20).for_each(|(key, value)| rows.push(key, value));
+        let whole = rows.take();
+        for bit in 0..whole.len().min(400) * 8 {
+            let mut damaged = whole.to_vec();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            _ = read_rows(&damaged, |_, _| Ok(()));
+        }
+        assert!((1..whole.len()).filter(|n| read_rows(&whole[..*n], |_, _| Ok(())).is_ok()).count() < 20);
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use openraft::Raft;
+use openraft::{Raft, storage::RaftLogStorage};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     answers::Answers,
-    base::Base,
+    base::{Base, Health, Point},
     clock::Clock,
     command::{Command, Incarnation, Limits, NodeId, NodeInfo},
     consensus::{self, Consensus},
@@ -122,7 +122,7 @@ struct Inner {
     proposals: Arc<Proposals>,
     log: Log,
     machine_gone: Mutex<Option<oneshot::Receiver<()>>>,
-    checkpoint_failed: watch::Receiver<Option<String>>,
+    checkpoints: Health,
     fatal: watch::Sender<Option<Error>>,
     waiting: watch::Receiver<String>,
     started: watch::Receiver<bool>,
@@ -147,15 +147,15 @@ impl Store {
         snapshot::clean(&config.data)
             .map_err(|e| Error::fatal(format!("cannot tidy {}: {e}", config.data.display())))?;
         let log = Log::open(&config.data.join("log"), crate::wal::Options::default())?;
-        let (base, found) = Base::open(&config.data.join("state"))?;
+        let (base, found) = Base::open(&config.data.join("state"), &snapshots)?;
+        reaches_back_to(&log, found.point.as_ref().and_then(Point::index)).await?;
         let (feed, plays) = mpsc::channel(FEED_ENTRIES);
         let (bus_feed, bus) = mpsc::channel(BUS_FRAMES_MAX);
         let proposals = Arc::new(Proposals::default());
-        let found = found.map(|found| (found.state, found.point));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let opened = Machine::open(node, base, found, snapshots, proposals.clone(), feed, stop.clone());
         let (machine, machine_gone) = opened?;
-        let (replica, checkpoint_failed) = (machine.replica(), machine.failed());
+        let (replica, checkpoints) = (machine.replica(), machine.health());
         let network = Network::new(local.clone());
         let raft = Raft::build(
             node,
@@ -217,7 +217,7 @@ impl Store {
             proposals,
             log,
             machine_gone: Mutex::new(Some(machine_gone)),
-            checkpoint_failed,
+            checkpoints,
             fatal: watch::channel(None).0,
             waiting: former.waiting(),
             started,
@@ -420,12 +420,12 @@ impl Store {
 
     /// Comes true when the node can no longer keep its promises, or will never be able to, with the reason: it has to exit.
     pub async fn fatal(&self) -> Error {
-        let (mut own, mut checkpoint) = (self.0.fatal.subscribe(), self.0.checkpoint_failed.clone());
+        let mut own = self.0.fatal.subscribe();
         tokio::select! {
             e = self.0.log.fatal() => e,
             // `Refused` stays what it is: an operator can do something about it.
             Ok(why) = own.wait_for(Option::is_some) => why.clone().unwrap_or_else(|| Error::fatal("stopped")),
-            Ok(why) = checkpoint.wait_for(Option::is_some) => Error::fatal(why.as_deref().unwrap_or_default()),
+            why = self.0.checkpoints.failure() => Error::fatal(why),
             why = self.0.consensus.stopped() => Error::fatal(why),
         }
     }
@@ -451,5 +451,17 @@ impl Store {
         self.0.log.close().await?;
         self.0.local.identity().unlock();
         Ok(())
+    }
+}
+
+/// What was purged from the log must be in the checkpoint, or in the snapshot that it was rebuilt from.
+async fn reaches_back_to(log: &Log, applied: Option<u64>) -> Result<()> {
+    let state = log.clone().get_log_state().await.map_err(Error::fatal)?;
+    match state.last_purged_log_id.map(|id| id.index) {
+        Some(purged) if applied.is_none_or(|applied| applied < purged) => Err(Error::refused(format!(
+            "neither the checkpoint nor a snapshot is usable, and the log begins after {purged}: \
+             remove this node's data folder and let it join again"
+        ))),
+        _ => Ok(()),
     }
 }

@@ -1,8 +1,11 @@
 //! Random histories against a model of sets and vectors: what the state knows is what the model knows, and neither
-//! snapshots nor checkpoints on the way change a byte of it.
+//! checkpoints, snapshots, installations nor restarts on the way change a reply or a byte of it.
+
+mod disk;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use disk::Disk;
 use moim_raft::{
     command::{
         Away, Batch, Command, Holder, Limits, Namespace, NodeInfo, Position, Reply, Room, RoomEntry, Sid, User, What,
@@ -13,8 +16,11 @@ use moim_raft::{
     },
 };
 
-const SEQUENCES: u64 = 300;
-const COMMANDS: usize = 200;
+/// Long ones reach every bound, short ones many beginnings.
+const LONG: (u64, u64) = (100, 200);
+const SHORT: (u64, u64) = (300, 20);
+/// How many threads share them.
+const THREADS: u64 = 4;
 const HISTORY: usize = 8;
 const USERS: u64 = 5;
 const ROOMS: u64 = 4;
@@ -165,10 +171,8 @@ struct Run {
     rng: Rng,
     model: Model,
     state: State,
-    /// The same log, with a snapshot now and then.
-    reloaded: State,
-    /// What checkpoints have written so far.
-    checkpoint: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The same log, on a disk.
+    disk: Disk,
     incarnations: BTreeMap<u64, (u64, u64)>,
     sids: u64,
     refusals: usize,
@@ -307,24 +311,17 @@ impl Run {
 
     fn apply(&mut self, batch: &Batch) -> Outcome {
         let outcome = self.state.apply(batch);
-        assert_eq!(self.reloaded.apply(batch), outcome);
-        if self.rng.below(30) == 0 {
-            let pairs = self.reloaded.pairs().map(|(key, value)| (key.to_vec(), value.to_vec()));
-            self.reloaded = State::load(pairs.collect::<Vec<_>>());
-        }
-        if self.rng.below(10) == 0 {
-            self.write_checkpoint();
+        self.disk.apply(batch, &outcome);
+        match self.rng.below(60) {
+            0..6 => self.disk.checkpoint(),
+            6..9 => self.disk.catch_up(),
+            9 => _ = self.disk.snapshot(),
+            10 => self.disk.install(),
+            11 => self.disk.restart(),
+            12 => self.disk.lose_overlay(),
+            _ => {}
         }
         outcome
-    }
-
-    fn write_checkpoint(&mut self) {
-        for (key, value) in self.state.take_changes() {
-            match value {
-                Some(value) => drop(self.checkpoint.insert(key, value)),
-                None => drop(self.checkpoint.remove(&key)),
-            }
-        }
     }
 
     fn start(&mut self, node: u64) {
@@ -444,52 +441,68 @@ fn in_short(entries: &[RoomEntry]) -> Vec<(u64, String)> {
     entries.iter().map(|entry| (entry.position.0, short(entry))).collect()
 }
 
+/// One history; how many replays were compared, and how many refused.
+fn history(seed: u64, commands: u64) -> (usize, usize) {
+    let mut run = Run {
+        rng: Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+        model: Model::default(),
+        state: State::default(),
+        disk: Disk::new(),
+        incarnations: BTreeMap::new(),
+        sids: 0,
+        refusals: 0,
+        replays: 0,
+    };
+    (1..=NODES).for_each(|node| run.start(node));
+    let limits =
+        Limits { history_size: HISTORY as u64, sessions_per_user: 1000, history_ttl_ms: u64::MAX, ..Limits::default() };
+    let (node, sequence) = (1, 2);
+    run.apply(&Batch { node, incarnation: 1, sequence, stamp: 0, commands: vec![Command::SetLimits(limits)] });
+    run.incarnations.insert(node, (1, sequence));
+    run.model.position += 1;
+    let mut looked = 0;
+    while run.model.position < commands {
+        run.step();
+        if run.model.position >= looked + 10 {
+            looked = run.model.position;
+            run.compare();
+        }
+    }
+    run.compare();
+    run.disk.compare(&run.state);
+    run.disk.restart();
+    run.disk.compare(&run.state);
+    (run.replays, run.refusals)
+}
+
 #[test]
-fn random_histories_agree_with_a_naive_model_wherever_snapshots_fall() {
-    let (mut replays, mut refusals) = (0, 0);
-    for seed in 1..=SEQUENCES {
-        println!("seed {seed}");
-        let mut run = Run {
-            rng: Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
-            model: Model::default(),
-            state: State::default(),
-            reloaded: State::default(),
-            checkpoint: BTreeMap::new(),
-            incarnations: BTreeMap::new(),
-            sids: 0,
-            refusals: 0,
-            replays: 0,
-        };
-        (1..=NODES).for_each(|node| run.start(node));
-        let limits = Limits {
-            history_size: HISTORY as u64,
-            sessions_per_user: 1000,
-            history_ttl_ms: u64::MAX,
-            ..Limits::default()
-        };
-        let (node, sequence) = (1, 2);
-        let commands = vec![Command::SetLimits(limits)];
-        run.apply(&Batch { node, incarnation: 1, sequence, stamp: 0, commands });
-        run.incarnations.insert(node, (1, sequence));
-        run.model.position += 1;
-        let mut looked = 0;
-        while run.model.position < COMMANDS as u64 {
-            run.step();
-            if run.model.position >= looked + 10 {
-                looked = run.model.position;
-                run.compare();
+fn random_histories_agree_with_a_naive_model_whatever_happens_to_the_disk() {
+    let part = |thread: u64| {
+        let (mut replays, mut refusals) = (0, 0);
+        for (sequences, commands) in [LONG, SHORT] {
+            for seed in (1..=sequences).filter(|seed| seed % THREADS == thread) {
+                let context = Context(seed, commands);
+                let (replayed, refused) = history(seed + commands * 1_000_000, commands);
+                std::mem::forget(context);
+                (replays, refusals) = (replays + replayed, refusals + refused);
             }
         }
-        run.compare();
-        run.write_checkpoint();
-        let pairs: BTreeMap<Vec<u8>, Vec<u8>> =
-            run.state.pairs().map(|(key, value)| (key.to_vec(), value.to_vec())).collect();
-        assert!(run.reloaded.pairs().eq(run.state.pairs()), "snapshots on the way change nothing");
-        assert_eq!(run.reloaded.hash(), run.state.hash());
-        assert_eq!(run.checkpoint, pairs, "checkpoints add up to the state");
-        assert_eq!(State::load(run.checkpoint).hash(), run.state.hash());
-        (replays, refusals) = (replays + run.replays, refusals + run.refusals);
-    }
+        (replays, refusals)
+    };
+    let parts = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || part(thread))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a history does not agree")).collect::<Vec<_>>()
+    });
+    let (replays, refusals) = parts.into_iter().fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
     println!("{replays} replays, {refusals} refused");
     assert!(replays > 1000 && refusals > 100, "{replays} replays and {refusals} refusals are no test");
+}
+
+/// Says which history it was that did not agree.
+struct Context(u64, u64);
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        eprintln!("seed {} of the histories of {} commands", self.0, self.1);
+    }
 }

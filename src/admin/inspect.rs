@@ -66,7 +66,7 @@ impl RoomRow {
     }
 }
 
-/// `GET /v1/rooms?ns=&prefix=&limit=&after=`: shorter names first.
+/// `GET /v1/rooms?ns=&prefix=&limit=&after=`: by name.
 pub async fn rooms(read: Read) -> Found<Rooms> {
     let (ns, limit) = (read.params.ns()?, read.params.limit()?);
     let prefix = read.params.get("prefix").unwrap_or_default();

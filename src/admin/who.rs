@@ -102,7 +102,7 @@ struct UserRow {
     sids: usize,
 }
 
-/// `GET /v1/users?ns=&prefix=&limit=&after=`: users with a session or a room, shorter names first.
+/// `GET /v1/users?ns=&prefix=&limit=&after=`: users with a session or a room, by name.
 pub async fn users(read: Read) -> Found<Users> {
     let (ns, limit) = (read.params.ns()?, read.params.limit()?);
     let prefix = read.params.get("prefix").unwrap_or_default();

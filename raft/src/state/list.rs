@@ -1,4 +1,4 @@
-//! Reading the state for operators: names in pages, counts, and a copy of the relation behind both of Socket.IO's maps.
+//! Reading the state for operators: names in pages, in name order, counts, and a copy of the relation behind both of Socket.IO's maps.
 //!
 //! What always holds: nothing here decodes the whole state while apply waits. Lists are lazy, counts read keys alone, and
 //! [`State::relation`] copies bytes that are made sense of after the lock was let go.
@@ -7,34 +7,33 @@ use std::{collections::BTreeMap, ops::Bound};
 
 use serde::Serialize;
 
-use super::{RoomRecord, Spans, State, decode};
+use super::{RoomRecord, State, decode};
 use crate::{
     command::{Namespace, Room, Sid, User},
     keys::{self, Table},
 };
 
 impl State {
-    /// Rooms of a namespace in key order (shorter names first), after a name.
+    /// Rooms of a namespace in name order, after a name.
     pub fn rooms_after(&self, ns: &Namespace, after: Option<&Room>) -> impl Iterator<Item = (Room, RoomRecord)> {
         let prefix = keys::rooms_prefix(ns);
         let from = after.map(|room| keys::room(ns, room));
         let from = from.as_deref().map_or(Bound::Included(prefix.as_slice()), Bound::Excluded);
-        let rows: Vec<_> = self.kv.scan_from(&prefix, from).collect();
+        let rows = self.kv.scan_from(&prefix, from);
         let skip = prefix.len();
-        rows.into_iter().filter_map(move |(key, value)| {
-            let room = Room::new(keys::first_text(&[], key.get(skip..)?)?)?;
-            Some((room, decode(value)))
+        rows.filter_map(move |(key, value)| {
+            let room = Room::new(keys::last_text(&[], key.get(skip..)?)?)?;
+            Some((room, decode(&value)))
         })
     }
 
     /// Users that have a session in the namespace, or were a member of one of its rooms as far back as that is known; in
-    /// key order (shorter names first), after a name. Skips from user to user.
+    /// name order, after a name. Skips from user to user.
     pub fn users_after(&self, ns: &Namespace, after: Option<&User>) -> impl Iterator<Item = User> {
-        let tables = [Table::OfUser, Table::Spans].map(|table| keys::in_namespace(table, ns));
+        let tables = [Table::OfUser, Table::Joined, Table::Left].map(|table| keys::in_namespace(table, ns));
         let mut last = after.cloned();
         std::iter::from_fn(move || {
-            let next = tables.iter().filter_map(|prefix| self.next_user(prefix, last.as_ref()));
-            last = next.min_by(|a, b| (a.as_str().len(), a.as_str()).cmp(&(b.as_str().len(), b.as_str())));
+            last = tables.iter().filter_map(|prefix| self.next_user(prefix, last.as_ref())).min();
             last.clone()
         })
     }
@@ -42,19 +41,19 @@ impl State {
     fn next_user(&self, prefix: &[u8], after: Option<&User>) -> Option<User> {
         let from = after.map_or_else(|| prefix.to_vec(), |user| keys::after_text(prefix, user.as_str()));
         let (key, _) = self.kv.scan_from(prefix, Bound::Included(&from)).next()?;
-        User::new(keys::first_text(prefix, key)?)
+        User::new(keys::first_text(prefix, &key)?)
     }
 
     /// Sessions of a user, in sid order.
     pub fn sids_of_user(&self, ns: &Namespace, user: &User) -> Vec<Sid> {
         let prefix = keys::of_user_prefix(ns, user);
-        self.kv.scan(&prefix).filter_map(|(key, _)| Sid::parse(keys::last_text(&prefix, key)?)).collect()
+        self.kv.scan(&prefix).filter_map(|(key, _)| Sid::parse(keys::last_text(&prefix, &key)?)).collect()
     }
 
     /// Sessions that entered the room for themselves, in sid order.
     pub fn sids_entered(&self, ns: &Namespace, room: &Room) -> Vec<Sid> {
         let prefix = keys::entered_prefix(ns, room);
-        self.kv.scan(&prefix).filter_map(|(key, _)| Sid::parse(keys::last_text(&prefix, key)?)).collect()
+        self.kv.scan(&prefix).filter_map(|(key, _)| Sid::parse(keys::last_text(&prefix, &key)?)).collect()
     }
 
     pub fn count_rooms(&self, ns: &Namespace) -> usize {
@@ -66,7 +65,7 @@ impl State {
         let prefix = keys::in_namespace(Table::OfUser, ns);
         let (mut sessions, mut users, mut last) = (0, 0, None);
         for (key, _) in self.kv.scan(&prefix) {
-            let user = keys::first_text(&prefix, key);
+            let user = keys::first_text(&prefix, &key).map(str::to_owned);
             sessions += 1;
             users += usize::from(user != last);
             last = user;
@@ -79,7 +78,7 @@ impl State {
         let copy = |table| Rows::copy(self, &keys::in_namespace(table, ns));
         Relation {
             sessions: copy(Table::OfUser),
-            spans: copy(Table::Spans),
+            joined: copy(Table::Joined),
             members: copy(Table::Members),
             entered: copy(Table::Entered),
         }
@@ -92,7 +91,7 @@ type Index<'a> = BTreeMap<&'a str, Vec<&'a str>>;
 /// Who has which sessions and is in which rooms of one namespace, as raw rows.
 pub struct Relation {
     sessions: Rows,
-    spans: Rows,
+    joined: Rows,
     members: Rows,
     entered: Rows,
 }
@@ -119,11 +118,12 @@ impl Relation {
         let mut sids: Index = self.sessions.names().map(|(_, sid)| (sid, Vec::new())).collect();
         let (mut rooms, mut members) = (Index::new(), Index::new());
         let none = Vec::new();
-        for ((user, room), (_, value)) in self.spans.names().zip(self.spans.iter()) {
+        let joined: Vec<(&str, Vec<Room>)> =
+            self.joined.iter().map(|(user, rooms)| (only_name(user), decode(rooms))).collect();
+        for (user, room) in joined.iter().flat_map(|(user, rooms)| rooms.iter().map(move |room| (*user, room.as_str())))
+        {
             let sessions = of_user.get(user).unwrap_or(&none);
-            if !sessions.is_empty() && decode::<Spans>(value).is_member() {
-                sessions.iter().for_each(|sid| sids.entry(sid).or_default().push(room));
-            }
+            sessions.iter().for_each(|sid| sids.entry(sid).or_default().push(room));
         }
         for (room, user) in self.members.names() {
             members.entry(room).or_default().push(user);
@@ -141,6 +141,10 @@ impl Relation {
             members: named(members, Room::new, User::new),
         }
     }
+}
+
+fn only_name(key: &[u8]) -> &str {
+    keys::last_text(&[], key).unwrap_or_default()
 }
 
 /// Names are checked before they are stored; one that is not a name any more would be left out.
@@ -173,7 +177,7 @@ impl Rows {
         for (key, value) in state.kv.scan(prefix) {
             rows.bytes.extend(&key[prefix.len()..]);
             let key_end = rows.bytes.len();
-            rows.bytes.extend(value);
+            rows.bytes.extend(&*value);
             rows.ends.push((key_end, rows.bytes.len()));
         }
         rows
@@ -264,15 +268,15 @@ mod tests {
         let rooms = |after: Option<&str>| -> Vec<String> {
             state.rooms_after(&ns(), after.map(room).as_ref()).map(|(room, _)| room.to_string()).collect()
         };
-        assert_eq!(rooms(None), ["both", "left", "alone"], "shorter names first");
-        assert_eq!(rooms(Some("both")), ["left", "alone"]);
-        assert_eq!(rooms(Some("gone")), ["left", "alone"], "a name that is no more is a place all the same");
+        assert_eq!(rooms(None), ["alone", "both", "left"]);
+        assert_eq!(rooms(Some("both")), ["left"]);
+        assert_eq!(rooms(Some("gone")), ["left"], "a name that is no more is a place all the same");
         let users = |after: Option<&str>| -> Vec<String> {
             let after = after.and_then(User::new);
             state.users_after(&ns(), after.as_ref()).map(|user| user.to_string()).collect()
         };
-        assert_eq!(users(None), ["bo", "ann"]);
-        assert_eq!(users(Some("bo")), ["ann"]);
+        assert_eq!(users(None), ["ann", "bo"]);
+        assert_eq!(users(Some("ann")), ["bo"]);
         assert_eq!(state.count_sessions(&ns()), (3, 2));
         assert_eq!(state.count_rooms(&ns()), 3);
     }

@@ -28,18 +28,18 @@ mod session;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use node::Node;
-pub use room::{Mid, RoomRecord, Span, Spans};
+pub use room::{Mid, MidsOf, RoomRecord, Span, Spans};
 pub use session::Session;
 
 use crate::{
     codec,
     command::{Batch, Command, Effect, Incarnation, Limits, NodeId, Position, Refusal, Reply, Stamp},
     keys,
-    kv::Kv,
+    kv::{Kv, Scan},
 };
 
 /// The replicated state and the two counters that every command touches.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct State {
     kv: Kv,
     position: Position,
@@ -98,9 +98,14 @@ pub struct Drain {
 }
 
 impl State {
-    /// The state that these pairs hold, as a checkpoint or a snapshot gives them back.
+    /// The state that these pairs hold, all in memory.
     pub fn load(pairs: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Self {
-        let mut state = Self { kv: Kv::load(pairs), ..Self::default() };
+        Self::on(Kv::load(pairs))
+    }
+
+    /// The state that this view shows.
+    pub fn on(kv: Kv) -> Self {
+        let mut state = Self { kv, ..Self::default() };
         state.position = state.get(&keys::meta("position")).unwrap_or_default();
         state.clock = state.get(&keys::meta("clock")).unwrap_or_default();
         state.limits = state.get(&keys::meta("limits")).unwrap_or(Limits::UNBOUNDED);
@@ -170,23 +175,28 @@ impl State {
 
     /// Equal on all nodes at the same applied index.
     pub fn hash(&self) -> u128 {
-        self.kv.hash()
+        self.kv.sum().hash
     }
 
-    /// All pairs, for a snapshot.
-    pub fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+    /// All pairs, in key order.
+    pub fn pairs(&self) -> Scan<'_> {
         self.kv.iter()
     }
 
-    /// What changed since the last call, for a checkpoint.
-    pub fn take_changes(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        self.kv.take_changes()
+    /// The view below it, for checkpoints.
+    pub fn kv(&self) -> &Kv {
+        &self.kv
+    }
+
+    /// As [`State::kv`]. Nobody but a checkpoint may move what is in it, and nobody may change it.
+    pub fn kv_mut(&mut self) -> &mut Kv {
+        &mut self.kv
     }
 
     /// The value under a key. Values are written by [`State::put`] alone and their checksums are checked when they come
     /// from a disk or a peer, so one that does not decode is a bug, and going on would fork the state.
     fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Option<T> {
-        self.kv.get(key).map(decode)
+        self.kv.get(key).map(|value| decode(&value))
     }
 
     fn put<T: Serialize>(&mut self, key: Vec<u8>, value: &T) {

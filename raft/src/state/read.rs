@@ -18,7 +18,7 @@ impl State {
 
     /// All nodes that were not removed, by id.
     pub fn nodes(&self) -> Vec<Node> {
-        let nodes = self.kv.scan(&[Table::Nodes as u8]).map(|(_, value)| decode::<Node>(value));
+        let nodes = self.kv.scan(&[Table::Nodes as u8]).map(|(_, value)| decode::<Node>(&value));
         nodes.filter(|node| !node.removed).collect()
     }
 
@@ -38,16 +38,14 @@ impl State {
     /// Sessions in sid order, after a sid, of any namespace.
     pub fn sessions_after(&self, after: Option<&Sid>) -> impl Iterator<Item = Session> {
         const PREFIX: &[u8] = &[Table::Sessions as u8];
-        let from = after.map_or_else(|| PREFIX.to_vec(), keys::session);
-        let skip = usize::from(after.is_some_and(|sid| self.kv.has(&keys::session(sid))));
-        let rows: Vec<_> =
-            self.kv.scan_from(PREFIX, Bound::Included(&from)).map(|(_, value)| value).skip(skip).collect();
-        rows.into_iter().map(decode)
+        let from = after.map(keys::session);
+        let from = from.as_deref().map_or(Bound::Included(PREFIX), Bound::Excluded);
+        self.kv.scan_from(PREFIX, from).map(|(_, value)| decode(&value))
     }
 
     pub fn sessions_of(&self, ns: &Namespace, user: &User) -> Vec<Session> {
         let prefix = keys::of_user_prefix(ns, user);
-        self.texts(&prefix).filter_map(|sid| self.session(&Sid::parse(sid)?)).collect()
+        self.texts(&prefix).filter_map(|sid| self.session(&Sid::parse(&sid)?)).collect()
     }
 
     pub(super) fn has_sessions(&self, ns: &Namespace, user: &User) -> bool {
@@ -57,12 +55,12 @@ impl State {
     /// Sessions that were attached at a node's incarnation and not attached elsewhere since.
     pub fn sessions_at(&self, node: NodeId, incarnation: u64) -> Vec<Session> {
         let prefix = keys::of_incarnation_prefix(node, incarnation);
-        self.texts(&prefix).filter_map(|sid| self.session(&Sid::parse(sid)?)).collect()
+        self.texts(&prefix).filter_map(|sid| self.session(&Sid::parse(&sid)?)).collect()
     }
 
     /// Sessions without a transport, as far as the log knows: those that expire if nobody resumes them.
     pub fn lost_sessions(&self) -> Vec<Holder> {
-        let recorded = self.texts(&[Table::Lost as u8]).filter_map(|sid| self.session(&Sid::parse(sid)?));
+        let recorded = self.texts(&[Table::Lost as u8]).filter_map(|sid| self.session(&Sid::parse(&sid)?));
         let mut lost: Vec<Holder> = recorded.map(|session| session.holder()).collect();
         let over = self.incarnations_with_sessions().into_iter().filter(|(node, inc)| !self.is_live(*node, *inc));
         for (node, incarnation) in over {
@@ -92,14 +90,12 @@ impl State {
     }
 
     pub fn spans(&self, ns: &Namespace, user: &User, room: &Room) -> Option<Spans> {
-        self.get(&keys::spans(ns, user, room))
+        self.get(&keys::member(ns, room, user)).or_else(|| self.get(&keys::left(ns, user, room)))
     }
 
     /// Rooms that the user is a member of, in name order.
     pub fn rooms_of_user(&self, ns: &Namespace, user: &User) -> Vec<Room> {
-        let prefix = keys::spans_prefix(ns, user);
-        let rows = self.kv.scan(&prefix).filter(|(_, value)| decode::<Spans>(value).is_member());
-        rows.filter_map(|(key, _)| Room::new(keys::last_text(&prefix, key)?)).collect()
+        self.get(&keys::joined(ns, user)).unwrap_or_default()
     }
 
     /// Rooms in which the session receives, in name order.
@@ -117,7 +113,7 @@ impl State {
         let mut sids: Vec<Sid> =
             members.iter().flat_map(|user| self.sessions_of(ns, user)).map(|session| session.sid).collect();
         let prefix = keys::entered_prefix(ns, room);
-        sids.extend(self.texts(&prefix).filter_map(Sid::parse));
+        sids.extend(self.texts(&prefix).filter_map(|sid| Sid::parse(&sid)));
         sids.sort_unstable();
         sids.dedup();
         sids
@@ -129,7 +125,7 @@ impl State {
         let from = after.map(|user| keys::member(ns, room, user));
         let from = from.as_deref().map_or(Bound::Included(prefix.as_slice()), Bound::Excluded);
         let rows = self.kv.scan_from(&prefix, from);
-        rows.filter_map(|(key, _)| User::new(keys::last_text(&prefix, key)?)).take(limit).collect()
+        rows.filter_map(|(key, _)| User::new(keys::last_text(&prefix, &key)?)).take(limit).collect()
     }
 
     pub fn room(&self, ns: &Namespace, room: &Room) -> Option<RoomRecord> {
@@ -152,14 +148,14 @@ impl State {
         let mut found: Vec<RoomEntry>;
         if let Some(after) = after {
             let start = keys::history(ns, room, after);
-            let rows = self.kv.scan_from(&prefix, Bound::Excluded(&start)).take_while(|(key, _)| *key < &end[..]);
-            found = rows.map(|(_, value)| decode(value)).filter(wanted).take(limit.saturating_add(1)).collect();
+            let rows = self.kv.scan_from(&prefix, Bound::Excluded(&start)).take_while(|(key, _)| **key < *end);
+            found = rows.map(|(_, value)| decode(&value)).filter(wanted).take(limit.saturating_add(1)).collect();
             let more = found.len() > limit;
             found.truncate(limit);
             (found, more)
         } else {
             let rows = self.kv.scan_back(&prefix, &end);
-            found = rows.map(|(_, value)| decode(value)).filter(wanted).take(limit.saturating_add(1)).collect();
+            found = rows.map(|(_, value)| decode(&value)).filter(wanted).take(limit.saturating_add(1)).collect();
             let more = found.len() > limit;
             found.truncate(limit);
             found.reverse();
@@ -178,15 +174,20 @@ impl State {
         let prefix = keys::history_prefix(ns, room);
         let start = keys::history(ns, room, after);
         let end = keys::history(ns, room, upto);
-        let rows = self.kv.scan_from(&prefix, Bound::Excluded(&start)).take_while(|(key, _)| *key <= &end[..]);
-        rows.map(|(_, value)| decode(value)).collect::<Vec<_>>().into_iter()
+        let rows = self.kv.scan_from(&prefix, Bound::Excluded(&start)).take_while(|(key, _)| **key <= *end);
+        rows.map(|(_, value)| decode(&value)).collect::<Vec<_>>().into_iter()
     }
 
     /// Rooms in which the user is or was a member, and when.
     pub(super) fn all_spans(&self, ns: &Namespace, user: &User) -> Vec<(Room, Spans)> {
-        let prefix = keys::spans_prefix(ns, user);
-        let rows = self.kv.scan(&prefix);
-        rows.filter_map(|(key, value)| Some((Room::new(keys::last_text(&prefix, key)?)?, decode(value)))).collect()
+        let present = self.rooms_of_user(ns, user).into_iter().filter_map(|room| {
+            let spans = self.get(&keys::member(ns, &room, user))?;
+            Some((room, spans))
+        });
+        let prefix = keys::left_prefix(ns, user);
+        let past = self.kv.scan(&prefix);
+        let past = past.filter_map(|(key, spans)| Some((Room::new(keys::last_text(&prefix, &key)?)?, decode(&spans))));
+        present.chain(past).collect()
     }
 
     /// The end of the last span of the user, in any room, of which nothing else is known any more.
@@ -204,7 +205,7 @@ impl State {
                 .kv
                 .scan_from(&prefix, Bound::Included(&from))
                 .next()
-                .and_then(|(key, _)| Namespace::new(keys::first_text(&prefix, key)?))
+                .and_then(|(key, _)| Namespace::new(keys::first_text(&prefix, &key)?))
             {
                 from = keys::after_text(&prefix, ns.as_str());
                 found.push(ns);
@@ -216,8 +217,8 @@ impl State {
     }
 
     /// The texts that end the keys below a prefix.
-    fn texts<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = &'a str> {
-        self.kv.scan(prefix).filter_map(|(key, _)| keys::last_text(prefix, key))
+    fn texts<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = String> + 'a {
+        self.kv.scan(prefix).filter_map(|(key, _)| keys::last_text(prefix, &key).map(str::to_owned))
     }
 }
 

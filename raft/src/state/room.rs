@@ -1,5 +1,7 @@
 //! Rooms: members, entries, and the `mid`s that make a retry harmless.
 
+use std::ops::Bound;
+
 use serde::{Deserialize, Serialize};
 
 use super::{State, decode};
@@ -23,6 +25,8 @@ pub struct RoomRecord {
     pub bytes: u64,
     /// The last entry that was trimmed: history is whole above it.
     pub floor: Position,
+    /// When the oldest entry was written.
+    pub oldest: Stamp,
 }
 
 /// From a join to a leave, both included.
@@ -54,24 +58,38 @@ pub struct Mid {
     pub content: u64,
 }
 
+/// The `mid`s of a user that are remembered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MidsOf {
+    pub count: u64,
+    /// Place and time of the oldest.
+    pub oldest: Position,
+    pub oldest_at: Stamp,
+}
+
 impl State {
     pub(super) fn join(&mut self, by: &Holder, room: &Room, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
         let session = self.held(by)?;
         let (ns, user) = (&session.ns, &session.user);
-        let mut spans = self.spans(ns, user, room).unwrap_or_default();
-        if !spans.is_member() {
-            if self.rooms_of_user(ns, user).len() as u64 >= self.limits.rooms_per_user {
+        if !self.is_member(ns, user, room) {
+            let mut rooms = self.rooms_of_user(ns, user);
+            if rooms.len() as u64 >= self.limits.rooms_per_user {
                 return Err(Refusal::TooManyRooms);
+            }
+            let before = keys::left(ns, user, room);
+            let mut spans: Spans = self.get(&before).unwrap_or_default();
+            if !spans.spans.is_empty() {
+                self.kv.delete(&before);
             }
             if spans.spans.len() == 2 {
                 spans.dropped = spans.spans.remove(0).left.unwrap_or_default();
             }
             spans.spans.push(Span { joined: self.position, left: None });
-            self.put(keys::spans(ns, user, room), &spans);
-            self.mark(keys::member(ns, room, user));
-            self.touch_room(ns, room, |record| record.members += 1);
+            self.put(keys::member(ns, room, user), &spans);
+            rooms.insert(rooms.partition_point(|other| other < room), room.clone());
+            self.put(keys::joined(ns, user), &rooms);
             effects.push(Effect::Member { ns: ns.clone(), user: user.clone(), room: room.clone(), joined: true });
-            self.append(ns, room, user, What::Joined, effects);
+            self.append(ns, room, user, What::Joined, |record| record.members += 1, effects);
         }
         let count = self.room(ns, room).map_or(0, |record| record.members);
         Ok(Reply::Joined { count, users: self.members(ns, room, None, MEMBERS_IN_ACK) })
@@ -87,15 +105,22 @@ impl State {
     }
 
     pub(super) fn remove_member(&mut self, ns: &Namespace, user: &User, room: &Room, effects: &mut Vec<Effect>) {
-        let mut spans = self.spans(ns, user, room).unwrap_or_default();
-        let Some(span) = spans.spans.last_mut().filter(|span| span.left.is_none()) else { return };
-        span.left = Some(self.position);
-        self.put(keys::spans(ns, user, room), &spans);
+        let member = keys::member(ns, room, user);
+        let Some(mut spans) = self.get::<Spans>(&member) else { return };
+        if let Some(span) = spans.spans.last_mut() {
+            span.left = Some(self.position);
+        }
+        self.kv.delete(&member);
+        self.put(keys::left(ns, user, room), &spans);
         self.put(keys::past(ns, room, self.position), user);
-        self.kv.delete(&keys::member(ns, room, user));
-        self.append(ns, room, user, What::Left, effects);
+        let mut rooms = self.rooms_of_user(ns, user);
+        rooms.retain(|other| other != room);
+        match rooms.is_empty() {
+            true => _ = self.kv.delete(&keys::joined(ns, user)),
+            false => self.put(keys::joined(ns, user), &rooms),
+        }
+        self.append(ns, room, user, What::Left, |record| record.members -= 1, effects);
         effects.push(Effect::Member { ns: ns.clone(), user: user.clone(), room: room.clone(), joined: false });
-        self.touch_room(ns, room, |record| record.members -= 1);
     }
 
     pub(super) fn enter(&mut self, by: &Holder, room: &Room, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
@@ -151,43 +176,60 @@ impl State {
             self.remember_mid(user, mid, content);
         }
         let what = What::Message { text: text.to_owned(), mid: mid.map(str::to_owned) };
-        self.append(ns, room, user, what, effects);
+        self.append(ns, room, user, what, |_| {}, effects);
         Ok(Reply::Published { position: self.position, at: self.clock })
     }
 
-    /// Adds an entry at the present position and trims what the bounds no longer allow.
-    fn append(&mut self, ns: &Namespace, room: &Room, user: &User, what: What, effects: &mut Vec<Effect>) {
+    /// Adds an entry at the present position, with what else it changes of the room, and trims what the bounds no longer
+    /// allow.
+    fn append(
+        &mut self,
+        ns: &Namespace,
+        room: &Room,
+        user: &User,
+        what: What,
+        change: impl FnOnce(&mut RoomRecord),
+        effects: &mut Vec<Effect>,
+    ) {
+        let mut record = self.room(ns, room).unwrap_or_default();
         let entry = RoomEntry { position: self.position, at: self.clock, user: user.clone(), what };
         self.put(keys::history(ns, room, self.position), &entry);
-        self.touch_room(ns, room, |record| {
-            record.entries += 1;
-            record.bytes += entry_bytes(&entry);
-        });
+        change(&mut record);
+        if record.entries == 0 {
+            record.oldest = entry.at;
+        }
+        record.entries += 1;
+        record.bytes += entry_bytes(&entry);
         effects.push(Effect::Entry { ns: ns.clone(), room: room.clone(), entry });
-        self.trim(ns, room);
+        self.trim(ns, room, &mut record);
+        self.put(keys::room(ns, room), &record);
     }
 
-    fn trim(&mut self, ns: &Namespace, room: &Room) {
-        let Some(mut record) = self.room(ns, room) else { return };
-        let prefix = keys::history_prefix(ns, room);
+    fn trim(&mut self, ns: &Namespace, room: &Room, record: &mut RoomRecord) {
         let before = record.floor;
         loop {
-            let Some(oldest) = self.kv.scan(&prefix).next().map(|(_, value)| decode::<RoomEntry>(value)) else { break };
             let too_many = record.entries > self.limits.history_size || record.bytes > self.limits.history_bytes;
-            let too_old = oldest.at.saturating_add(self.limits.history_ttl_ms) < self.clock;
+            let too_old = record.oldest.saturating_add(self.limits.history_ttl_ms) < self.clock;
             // The newest entry stays, whatever its size: somebody was just told that it is there.
-            if !(too_many || too_old) || oldest.position == self.position {
+            if !(too_many || too_old) || record.entries <= 1 {
                 break;
             }
+            let Some((oldest, next)) = self.two_oldest(ns, room, record.floor) else { break };
             self.kv.delete(&keys::history(ns, room, oldest.position));
             record.entries -= 1;
             record.bytes -= entry_bytes(&oldest);
-            record.floor = oldest.position;
+            (record.floor, record.oldest) = (oldest.position, next.at);
         }
         if record.floor != before {
             self.drop_past_spans(ns, room, record.floor);
-            self.put(keys::room(ns, room), &record);
         }
+    }
+
+    /// Of what is above the floor. It begins there, because what was trimmed a moment ago may still be in the way.
+    fn two_oldest(&self, ns: &Namespace, room: &Room, floor: Position) -> Option<(RoomEntry, RoomEntry)> {
+        let (prefix, floor) = (keys::history_prefix(ns, room), keys::history(ns, room, floor));
+        let mut rows = self.kv.scan_from(&prefix, Bound::Excluded(&floor)).map(|(_, value)| decode(&value));
+        Some((rows.next()?, rows.next()?))
     }
 
     /// Spans that ended at or below the floor cannot be replayed any more.
@@ -197,54 +239,80 @@ impl State {
             .kv
             .scan(&prefix)
             .take_while(|(key, _)| keys::last_position(&prefix, key).is_some_and(|left| left <= floor))
-            .map(|(key, value)| (key.to_vec(), decode(value)))
+            .map(|(key, value)| (key.to_vec(), decode(&value)))
             .collect();
         for (key, user) in useless {
             self.kv.delete(&key);
-            let Some(mut spans) = self.spans(ns, &user, room) else { continue };
+            let (member, left) = (keys::member(ns, room, &user), keys::left(ns, &user, room));
+            let again = self.kv.has(&member);
+            let row = if again { member } else { left };
+            let Some(mut spans) = self.get::<Spans>(&row) else { continue };
             if let Some(last) = spans.spans.iter().filter_map(|span| span.left).filter(|left| *left <= floor).max() {
                 spans.dropped = spans.dropped.max(last);
             }
             spans.spans.retain(|span| span.left.is_none_or(|left| left > floor));
             match spans.spans.is_empty() {
                 true => {
-                    self.kv.delete(&keys::spans(ns, &user, room));
+                    self.kv.delete(&row);
                     // A session that was there at the time must still be told that something is missing.
                     if self.has_sessions(ns, &user) {
                         let dropped = self.dropped(ns, &user).max(spans.dropped);
                         self.put(keys::dropped(ns, &user), &dropped);
                     }
                 }
-                false => self.put(keys::spans(ns, &user, room), &spans),
+                false => self.put(row, &spans),
             }
         }
     }
 
     /// The `mid`, when it was seen within its window.
     fn known_mid(&self, user: &User, mid: &str) -> Option<Mid> {
-        self.get::<Mid>(&keys::mid(user, mid)).filter(|known| self.in_window(known))
+        self.get::<Mid>(&keys::mid(user, mid)).filter(|known| self.in_window(known.at))
     }
 
-    /// Past its window, or past the bound on a user's `mid`s, the oldest are forgotten.
     fn remember_mid(&mut self, user: &User, mid: &str, content: u64) {
-        let prefix = keys::mid_order_prefix(user);
-        let too_many = (self.kv.scan(&prefix).count() as u64 + 1).saturating_sub(self.limits.mids_per_user);
-        let oldest_first = (0..).zip(self.kv.scan(&prefix)).map_while(|(nth, (order, old))| {
-            let old: String = decode(old);
-            let fresh = self.get::<Mid>(&keys::mid(user, &old)).is_some_and(|known| self.in_window(&known));
-            (nth < too_many || !fresh).then(|| (order.to_vec(), old))
-        });
-        let forgotten: Vec<(Vec<u8>, String)> = oldest_first.collect();
-        for (order, old) in forgotten {
-            self.kv.delete(&order);
-            self.kv.delete(&keys::mid(user, &old));
+        let mut of = self.get::<MidsOf>(&keys::mids_of(user)).unwrap_or_default();
+        self.forget_mids(user, &mut of);
+        if of.count == 0 {
+            (of.oldest, of.oldest_at) = (self.position, self.clock);
         }
+        of.count += 1;
+        self.put(keys::mids_of(user), &of);
         self.put(keys::mid(user, mid), &Mid { position: self.position, at: self.clock, content });
         self.put(keys::mid_order(user, self.position), &mid);
     }
 
-    fn in_window(&self, known: &Mid) -> bool {
-        known.at.saturating_add(self.limits.mid_window_ms) >= self.clock
+    /// Past their window, or past the bound on a user's `mid`s with the one that is about to come, the oldest go.
+    fn forget_mids(&mut self, user: &User, of: &mut MidsOf) {
+        let too_many = (of.count + 1).saturating_sub(self.limits.mids_per_user);
+        if of.count == 0 || (too_many == 0 && self.in_window(of.oldest_at)) {
+            return;
+        }
+        let mut forgotten = Vec::new();
+        for (nth, (order, mid)) in (0..).zip(self.mids_from(user, of.oldest)) {
+            let known: Mid = self.get(&keys::mid(user, &mid)).expect("each place has its `mid`");
+            if nth >= too_many && self.in_window(known.at) {
+                (of.oldest, of.oldest_at) = (known.position, known.at);
+                break;
+            }
+            forgotten.push((order, mid));
+        }
+        of.count -= forgotten.len() as u64;
+        for (order, mid) in forgotten {
+            self.kv.delete(&order);
+            self.kv.delete(&keys::mid(user, &mid));
+        }
+    }
+
+    /// In the order in which they came. It begins at the oldest, because what was forgotten a moment ago may still be in
+    /// the way.
+    fn mids_from(&self, user: &User, oldest: Position) -> impl Iterator<Item = (Vec<u8>, String)> {
+        let (prefix, from) = (keys::mid_order_prefix(user), keys::mid_order(user, oldest));
+        self.kv.scan_from(&prefix, Bound::Included(&from)).map(|(order, mid)| (order.to_vec(), decode(&mid)))
+    }
+
+    fn in_window(&self, at: Stamp) -> bool {
+        at.saturating_add(self.limits.mid_window_ms) >= self.clock
     }
 
     /// Changes a room's counts; a room of which nothing is left goes.

@@ -1,0 +1,177 @@
+//! The one thread that writes to sled.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{
+    Found, Generation, Health, Point,
+    generation::{self, BATCH_PAIRS, POINT},
+    verify::Verify,
+};
+use crate::{
+    codec::{self, Kind},
+    disk,
+    error::{Error, Result},
+    kv::{Kv, Overlay},
+    snapshot::Snapshots,
+    wire::WireLogId,
+};
+
+/// What the thread is asked to do, in this order.
+pub enum Job {
+    Checkpoint(Arc<Overlay>, Point),
+    Discard(Arc<Overlay>),
+    Snapshot(oneshot::Sender<Result<(PathBuf, Point)>>),
+    Install { file: PathBuf, expected: Option<WireLogId>, tell: oneshot::Sender<Result<Found>> },
+}
+
+pub struct Writer {
+    on: Generation,
+    snapshots: Snapshots,
+    health: Health,
+    stopping: Arc<AtomicBool>,
+    /// Until everything was read once.
+    verify: Option<Verify>,
+}
+
+impl Writer {
+    pub fn new(on: Generation, snapshots: Snapshots, health: Health, stopping: Arc<AtomicBool>) -> Self {
+        Self { on, snapshots, health, stopping, verify: Some(Verify::new()) }
+    }
+
+    pub fn run(mut self, jobs: &Receiver<Job>) {
+        loop {
+            let job = match &self.verify {
+                Some(verify) => jobs.recv_timeout(verify.pause),
+                None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            // sled asserts where it could return; a panic there must not pass for a checkpoint that is still running.
+            let done = catch_unwind(AssertUnwindSafe(|| match job {
+                Ok(job) => self.carry_out(job).map(|()| true),
+                Err(RecvTimeoutError::Timeout) => self.verify_more().map(|()| true),
+                Err(RecvTimeoutError::Disconnected) => Ok(false),
+            }));
+            match done {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => return,
+                Ok(Err(e @ Error::Refused(_))) => break self.health.damaged(&self.on.path, &e.to_string()),
+                Ok(Err(e)) => break self.health.fail(&e.to_string()),
+                Err(_) => break self.health.damaged(&self.on.path, "sled panicked"),
+            }
+        }
+        // The last handle that goes would flush what is there of a checkpoint that failed, and abort if it cannot.
+        std::mem::forget(self.on.db);
+    }
+
+    fn carry_out(&mut self, job: Job) -> Result<()> {
+        match job {
+            Job::Checkpoint(changes, point) => {
+                self.health.0.send_modify(|progress| progress.writing = Some(Instant::now()));
+                self.checkpoint(&changes, point)?;
+                self.health
+                    .0
+                    .send_modify(|progress| (progress.written, progress.writing) = (progress.written + 1, None));
+            }
+            Job::Discard(changes) => drop(changes),
+            Job::Snapshot(tell) => match self.snapshot() {
+                Err(e @ Error::Unavailable(_)) => _ = tell.send(Err(e)),
+                done => _ = tell.send(Ok(done?)),
+            },
+            Job::Install { file, expected, tell } => match self.install(&file, expected) {
+                // The file is at fault, and nothing has changed.
+                Err(e @ Error::Refused(_)) => _ = tell.send(Err(e)),
+                done => _ = tell.send(Ok(done?)),
+            },
+        }
+        Ok(())
+    }
+
+    /// Several batches, so that readers never wait for all of them; what makes them one is that sled writes them in one
+    /// flush. The point is gone in the first and back in the last: whatever went wrong, half of it is no checkpoint.
+    fn checkpoint(&mut self, changes: &Overlay, point: Point) -> Result<()> {
+        let mut batch = sled::Batch::default();
+        batch.remove(POINT);
+        for (nth, (key, value)) in changes.iter().enumerate() {
+            if let Some(verify) = &mut self.verify {
+                verify.note(&self.on, key, value)?;
+            }
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+            if nth % BATCH_PAIRS == BATCH_PAIRS - 1 {
+                self.on.apply(std::mem::take(&mut batch))?;
+            }
+        }
+        batch.insert(POINT, codec::encode(Kind::Meta, &point)?);
+        self.on.apply(batch)?;
+        self.on.flush()?;
+        self.on.point = Some(point);
+        self.touch(changes)
+    }
+
+    /// sled forgets to evict a leaf that was changed when it wanted to; it counts again what is read again.
+    fn touch(&self, changes: &Overlay) -> Result<()> {
+        for (key, _) in changes.iter() {
+            self.on.db.get(key).map_err(|e| disk::failed("read the checkpoint", &self.on.path, &e))?;
+        }
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Result<(PathBuf, Point)> {
+        let point = self.on.point.clone().ok_or_else(|| Error::unavailable("there is no checkpoint yet"))?;
+        let rows = self.on.rows().map(|row| match self.stopping.load(Ordering::Relaxed) {
+            true => Err(Error::unavailable("the node is stopping")),
+            false => row.map_err(|e| Error::refused(e.to_string())),
+        });
+        let path = self.snapshots.write(rows, &point)?;
+        // It was read as a whole, and adds up.
+        self.verified();
+        Ok((path, point))
+    }
+
+    fn verify_more(&mut self) -> Result<()> {
+        if let Some(verify) = &mut self.verify
+            && verify.step(&self.on)?
+        {
+            self.verified();
+        }
+        Ok(())
+    }
+
+    fn verified(&mut self) {
+        self.verify = None;
+        self.health.0.send_modify(|progress| progress.verified = true);
+    }
+
+    /// Each step leaves a folder from which a start goes on: with the old state until `adopt`, or, as soon as the file
+    /// has its own name, by building the new one again.
+    fn install(&mut self, file: &Path, expected: Option<WireLogId>) -> Result<Found> {
+        let dir = self.on.path.parent().expect("made below a folder").to_path_buf();
+        let built = generation::build(&dir, Some(&self.on.path), file)?;
+        let point = built.point.clone().expect("a built one has its point");
+        if point.applied != expected {
+            let path = built.path.clone();
+            drop(built);
+            generation::remove(&path)?;
+            return Err(Error::refused("the snapshot is of another point than its offer said"));
+        }
+        let kept = self.snapshots.adopt(file, &point)?;
+        generation::adopt(&dir, &built)?;
+        let old = std::mem::replace(&mut self.on, built);
+        self.verified();
+        tracing::info!(file = %kept.display(), "installed a snapshot");
+        // Readers that still hold it read on in files without a name.
+        generation::remove(&old.path)?;
+        Ok(Found { kv: Kv::on(self.on.reader(&self.health), point.sum()), point: Some(point) })
+    }
+}
