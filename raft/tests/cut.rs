@@ -1,24 +1,18 @@
 //! A node that is cut off: nothing is lost on its links, it is only held back, and arrives when the cut heals.
 
 mod cluster;
+#[path = "process/proxy.rs"]
+mod proxy;
 
-use std::{
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use cluster::{Cluster, PATIENCE, lobby, ns, say, sid, until};
 use moim_raft::{
     Error, Store, Ticket,
     command::{Command, Holder, Reply, User},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::{oneshot, watch},
-    task::JoinSet,
-    time::timeout,
-};
+use proxy::{Links, Mode};
+use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 
 /// The session's life and the node's time-out in these tests, as `cluster` sets them.
 const TTL: Duration = Duration::from_secs(3);
@@ -26,89 +20,16 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a look from another node, or a tick, may make of a time.
 const SLACK: Duration = Duration::from_millis(200);
 
-/// The node that is cut off: its place, and its id as a hello carries it.
-type Cut = Option<(usize, [u8; 8])>;
-
-/// Stands in front of each node.
-struct Links {
-    cut: watch::Sender<Cut>,
-    _proxies: JoinSet<()>,
-}
-
 async fn cluster_behind_links() -> (Cluster, Links) {
-    let (cut, cuts) = watch::channel(None);
-    let (mut proxies, mut listeners, mut addrs) = (JoinSet::new(), Vec::new(), Vec::new());
+    let (links, mut listeners) = (Links::new(3).await, Vec::new());
     for i in 0..3 {
-        let behind = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let before = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        addrs.push(before.local_addr().unwrap().to_string());
-        proxies.spawn(proxy(i, before, behind.local_addr().unwrap().to_string(), cuts.clone()));
-        listeners.push(behind);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        links.listens(i, &listener.local_addr().unwrap().to_string());
+        listeners.push(listener);
     }
-    (Cluster::with(listeners, addrs).await, Links { cut, _proxies: proxies })
-}
-
-impl Links {
-    fn cut(&self, i: usize, store: &Store) {
-        self.cut.send_replace(Some((i, store.node().to_be_bytes())));
-    }
-
-    fn heal(&self) {
-        self.cut.send_replace(None);
-    }
-}
-
-async fn proxy(i: usize, listener: TcpListener, to: String, cuts: watch::Receiver<Cut>) {
-    let mut links = JoinSet::new();
-    loop {
-        let (dialer, _) = listener.accept().await.unwrap();
-        let (to, cuts) = (to.clone(), cuts.clone());
-        links.spawn(async move {
-            let Ok(node) = TcpStream::connect(to).await else { return };
-            let hello = Arc::new(Mutex::new(Vec::new()));
-            let (from_dialer, to_dialer) = dialer.into_split();
-            let (from_node, to_node) = node.into_split();
-            tokio::join!(
-                pump(i, from_dialer, to_node, Some(hello.clone()), hello.clone(), cuts.clone()),
-                pump(i, from_node, to_dialer, None, hello, cuts),
-            );
-        });
-    }
-}
-
-/// Carries bytes one way, unless one end of the link is cut off. Who dialed stands in the first bytes that it sent.
-async fn pump(
-    i: usize,
-    mut from: impl AsyncReadExt + Unpin,
-    mut to: impl AsyncWriteExt + Unpin,
-    note: Option<Arc<Mutex<Vec<u8>>>>,
-    hello: Arc<Mutex<Vec<u8>>>,
-    mut cuts: watch::Receiver<Cut>,
-) {
-    let mut bytes = vec![0; 64 << 10];
-    while let Ok(read @ 1..) = from.read(&mut bytes).await {
-        if let Some(first) = &note {
-            let mut first = first.lock().unwrap();
-            let room = 256_usize.saturating_sub(first.len()).min(read);
-            first.extend(&bytes[..room]);
-        }
-        let open = |cut: &Cut| {
-            let ends_there = |(at, id): &(usize, [u8; 8])| {
-                *at == i || hello_in(&hello.lock().unwrap()).windows(8).any(|eight| eight == id)
-            };
-            !cut.as_ref().is_some_and(ends_there)
-        };
-        if cuts.wait_for(open).await.is_err() || to.write_all(&bytes[..read]).await.is_err() {
-            break;
-        }
-    }
-    _ = to.shutdown().await;
-}
-
-/// Twelve bytes of prelude, then a frame with its length from its third byte on. What follows may name any node.
-fn hello_in(first: &[u8]) -> &[u8] {
-    let length = first.get(14..18).map_or(0, |length| u32::from_be_bytes(length.try_into().unwrap()) as usize);
-    &first[..first.len().min(12 + 10 + length)]
+    let cluster = Cluster::with(listeners, links.addrs.clone()).await;
+    (0..3).for_each(|i| links.is_called(i, cluster.store(i).node()));
+    (cluster, links)
 }
 
 fn is_attached(store: &Store, name: &str) -> Option<bool> {
@@ -124,7 +45,7 @@ async fn a_node_that_was_cut_off(leads: bool) {
     c.node(here).open("other", "other").await;
     let before = c.store(away).incarnation();
     let cut_at = Instant::now();
-    links.cut(away, &c.store(away));
+    links.set_all_of(away, Mode::Hold);
 
     let (tell, told) = oneshot::channel();
     let ticket = Ticket::new(move |outcome| _ = tell.send(outcome.map(|applied| applied.position)));
