@@ -121,8 +121,7 @@ impl Cluster {
             assert!(begun.elapsed() < PATIENCE, "a node does not catch up");
             sleep(Duration::from_millis(50));
         }
-        let hashes: Vec<f64> =
-            (0..self.nodes.len()).map(|i| self.ask(i, &format!("hash {index}"))["hash"]).collect();
+        let hashes: Vec<f64> = (0..self.nodes.len()).map(|i| self.ask(i, &format!("hash {index}"))["hash"]).collect();
         hashes[0] != 0.0 && hashes.windows(2).all(|pair| pair[0] == pair[1])
     }
 }

@@ -47,8 +47,7 @@ impl fmt::Display for Seen {
 
 /// Opens the sessions, each of a user of its own.
 pub async fn open(store: &Store, sessions: Range<u64>) -> String {
-    let command = |i| Command::Open { sid: sid(i), ns: ns(), user: user(i), guest: false, pid: pid(i) };
-    each(store, sessions, command).await
+    each(store, sessions, open_one).await
 }
 
 /// Resumes the sessions for the first time.
@@ -114,8 +113,7 @@ async fn join_rooms(store: Store, users: Vec<u64>, from: Instant, until: Instant
             if begun >= until {
                 return (took, failed);
             }
-            let command = Command::Join { by: holder(user), room: room(user + round * 613) };
-            let done = store.call(command).await;
+            let done = store.call(join_one(user, round)).await;
             if begun < from || Instant::now() > until {
                 continue;
             }
@@ -162,6 +160,15 @@ impl Writer {
         _ = self.stop.send(());
         self.done.await.unwrap_or_default()
     }
+}
+
+pub fn open_one(i: u64) -> Command {
+    Command::Open { sid: sid(i), ns: ns(), user: user(i), guest: false, pid: pid(i) }
+}
+
+/// A user's `round`-th join: another room each time.
+pub fn join_one(user: u64, round: u64) -> Command {
+    Command::Join { by: holder(user), room: room(user + round * 613) }
 }
 
 fn ns() -> Namespace {

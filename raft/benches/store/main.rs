@@ -5,9 +5,10 @@
 //! ```
 //!
 //! Each figure stands beside its bound and beside what the machine gives without us, measured in the same run: other
-//! machines, and a machine on which others work, change both. Exits with 1 when a bound is missed. Rows: `join`,
-//! `session`, `one`, `transfer`, `kill`, `etcd`; all when none is named. `--quick` measures for a shorter time.
+//! machines, and a machine on which others work, change both. Exits with 1 when a bound is missed. Rows: `alone`, `one`,
+//! `join`, `session`, `transfer`, `kill`, `etcd`; all when none is named. `--quick` measures for a shorter time.
 
+mod alone;
 mod baseline;
 mod cluster;
 mod load;
@@ -32,6 +33,9 @@ fn main() {
     let rows: Vec<&String> = arguments.iter().filter(|a| !a.starts_with("--")).collect();
     let mut bench = Bench::new(has("--quick"), has("--json"));
     let wants = |row: &str| rows.is_empty() || rows.iter().any(|r| *r == row);
+    if wants("alone") {
+        bench.alone();
+    }
     if wants("one") {
         bench.one();
     }
@@ -93,6 +97,13 @@ impl Bench {
         let opened = self.cluster.ask(node, &format!("open {from} {count}"));
         assert_eq!(opened["failed"], 0.0, "sessions were not opened");
         from
+    }
+
+    /// What a join costs one node that neither waits nor talks.
+    fn alone(&mut self) {
+        let cost = alone::join(if self.quick { 1000 } else { 4000 });
+        let note = format!("encoding {:.2} us, decoding {:.2} us", cost.encode, cost.decode);
+        self.say(Row::new("one join applied, without a cluster", cost.apply, "us").note(note));
     }
 
     /// One proposer on the leader.
