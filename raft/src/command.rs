@@ -306,9 +306,9 @@ pub enum Reply {
         generation: Generation,
         first: Position,
     },
+    /// How many members the room has now. Who they are is a view of the state: whoever wants it reads it.
     Joined {
         count: u64,
-        users: Vec<User>,
     },
     /// The place and time of the message, or of the first one with this `mid`.
     Published {

@@ -12,8 +12,8 @@ use std::sync::{
 };
 
 use moim_raft::{
-    Ticket,
-    command::{Command, MID_CHARS_MAX, Refusal, Reply, Room, User, What},
+    Store, Ticket,
+    command::{Command, MID_CHARS_MAX, Namespace, Refusal, Reply, Room, User, What},
     state::Applied,
 };
 use serde::de::DeserializeOwned;
@@ -39,6 +39,8 @@ const REQUEST_BYTES_MAX: usize = 8 << 20;
 /// Entries and users in one answer, unless the client asks for fewer.
 const PAGE_DEFAULT: u64 = 100;
 const PAGE_MAX: u64 = 1000;
+/// Members that the ack of a join names.
+const MEMBERS_IN_ACK: usize = 100;
 
 /// An event as it came.
 struct Request {
@@ -179,10 +181,10 @@ impl Worker {
     /// Hands a command to the log; it is answered when it is played.
     async fn propose(&self, command: Command, ack: Ack) {
         let permit = self.seat.begin_command().await;
-        let (seat, room) = (self.seat.clone(), room_of(&command));
+        let (seat, room, store) = (self.seat.clone(), room_of(&command), self.chat.store.clone());
         let ticket = Ticket::new(move |outcome| {
             let answer = match outcome {
-                Ok(applied) => answer(&room, applied),
+                Ok(applied) => answer(&store, &seat.ns, room.as_ref(), applied),
                 Err(_) => event::refused(event::UNAVAILABLE),
             };
             // A seat that is gone has nobody to answer.
@@ -283,12 +285,17 @@ impl Worker {
 }
 
 /// What a command's reply is to the client.
-fn answer(room: &str, applied: &Applied) -> Box<RawValue> {
+fn answer(store: &Store, ns: &Namespace, room: Option<&Room>, applied: &Applied) -> Box<RawValue> {
+    let name = room.map_or("", Room::as_str);
     match &applied.reply {
-        Reply::Done => event::ok(&json!({ "room": room })),
-        Reply::Joined { count, users } => {
+        Reply::Done => event::ok(&json!({ "room": name })),
+        Reply::Joined { count } => {
+            // As the state has them now. What happened to the room since this join is played after this answer: it adds
+            // whom the client knows already, or takes away whom it does not.
+            let now = |room| store.read(|state| state.members(ns, room, None, MEMBERS_IN_ACK));
+            let users = room.map_or_else(Vec::new, now);
             let users: Vec<&str> = users.iter().map(User::as_str).collect();
-            event::ok(&json!({ "room": room, "count": count, "users": users }))
+            event::ok(&json!({ "room": name, "count": count, "users": users }))
         }
         Reply::Published { position, at } => event::ok(&json!({ "id": position.to_string(), "at": at })),
         Reply::Seated { .. } => event::refused(event::BAD_REQUEST),
@@ -309,10 +316,10 @@ fn refused(refusal: Refusal) -> Refused {
     }
 }
 
-fn room_of(command: &Command) -> String {
+fn room_of(command: &Command) -> Option<Room> {
     match command {
-        Command::Join { room, .. } | Command::Leave { room, .. } => room.as_str().to_owned(),
-        _ => String::new(),
+        Command::Join { room, .. } | Command::Leave { room, .. } => Some(room.clone()),
+        _ => None,
     }
 }
 

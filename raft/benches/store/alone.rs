@@ -39,9 +39,6 @@ pub fn join(batches: u64) -> Cost {
         let encoded = timed(&mut cost.encode, || codec::encode(Kind::Batch, &commands).expect("it is plain data"));
         let decoded: Batch = timed(&mut cost.decode, || codec::decode(Kind::Batch, &encoded).expect("as it was"));
         timed(&mut cost.apply, || state.apply(&decoded));
-        if nth % 512 == 0 {
-            state.take_changes(); // As checkpoints do.
-        }
     }
     let commands = (batches * BATCH) as f64;
     Cost { encode: cost.encode / commands, decode: cost.decode / commands, apply: cost.apply / commands }

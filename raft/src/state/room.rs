@@ -10,8 +10,6 @@ use crate::{
     keys,
 };
 
-/// Members that the ack of a join names.
-pub const MEMBERS_IN_ACK: usize = 100;
 /// Bytes that an entry counts for beside its text.
 const ENTRY_BYTES: u64 = 64;
 
@@ -92,7 +90,7 @@ impl State {
             self.append(ns, room, user, What::Joined, |record| record.members += 1, effects);
         }
         let count = self.room(ns, room).map_or(0, |record| record.members);
-        Ok(Reply::Joined { count, users: self.members(ns, room, None, MEMBERS_IN_ACK) })
+        Ok(Reply::Joined { count })
     }
 
     pub(super) fn leave(&mut self, by: &Holder, room: &Room, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
