@@ -120,6 +120,11 @@ impl Health {
         self.0.borrow().failed.clone()
     }
 
+    /// Whether everything that was found at the start was read again and adds up.
+    pub fn is_verified(&self) -> bool {
+        self.0.borrow().verified
+    }
+
     fn fail(&self, why: &str) {
         self.0.send_if_modified(|progress| {
             let first = progress.failed.is_none();
@@ -188,11 +193,6 @@ impl Base {
     /// True while a checkpoint is waiting or being written: what changes meanwhile goes with the next.
     pub fn is_busy(&self) -> bool {
         self.asked > self.written()
-    }
-
-    /// Whether everything that was found at the start was read again and adds up.
-    pub fn is_verified(&self) -> bool {
-        self.health.0.borrow().verified
     }
 
     /// Writes what changed since the last checkpoint, behind whatever was asked before.
