@@ -84,6 +84,9 @@ impl Health {
         if let Some(off) = status.clock_off_ms.filter(|off| off.abs() > OFF_MAX_MS) {
             say("clock", wrong_clock(off));
         }
+        if let Some(found) = status.diverged.filter(|found| found.wrong.contains(&status.node)) {
+            say("diverged", wrong_state(found.index));
+        }
         let lag = status.committed.saturating_sub(status.applied);
         if lag > LAG {
             say("behind", format!("{lag} committed entries are not applied yet"));
@@ -99,6 +102,13 @@ impl Health {
     pub fn silent_for(&self) -> Option<Duration> {
         self.0.store.status().silent_for
     }
+}
+
+fn wrong_state(index: u64) -> String {
+    format!(
+        "this node's state differs from that of the majority (compared at index {index}): stop it, move its data folder away, \
+         and let it join as a new node"
+    )
 }
 
 fn wrong_clock(off_ms: i64) -> String {

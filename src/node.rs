@@ -245,6 +245,7 @@ fn store_config(config: &Config) -> Result<moim_raft::Config> {
     Ok(moim_raft::Config {
         data: config.data.clone(),
         info: NodeInfo {
+            levels: moim_raft::level::KNOWN,
             name: config.name.clone(),
             client: config.client.to_string(),
             admin: config.admin.to_string(),

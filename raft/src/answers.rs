@@ -14,6 +14,7 @@ use crate::{
     drive::append,
     error::{Error, Result},
     form::Former,
+    machine::Replica,
     net::{App, CallRequest, CallResponse, Forwarded, Leadership, Local, Remote},
     raft::Peer,
     store::Ask,
@@ -25,6 +26,7 @@ pub(crate) struct Answers {
     pub consensus: Consensus,
     pub clock: Arc<Clock>,
     pub former: Arc<Former>,
+    pub replica: Arc<Replica>,
     pub bus: mpsc::Sender<Bytes>,
     /// Who answers for the layers above, once there is somebody.
     pub ask: Arc<OnceLock<Ask>>,
@@ -54,6 +56,7 @@ impl Answers {
                 Some(ask) => CallResponse::Ask(ask(question).await),
                 None => return Err(Error::unavailable("this node is still starting")),
             },
+            CallRequest::Hashes => CallResponse::Hashes(self.replica.hashes()),
             CallRequest::Join { id, peer } => CallResponse::Join(self.take_in(id, peer).await),
             CallRequest::Probe | CallRequest::Form { .. } => {
                 let answer = self.former.answer(&from, &request).await;

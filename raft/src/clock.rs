@@ -81,15 +81,15 @@ impl Clock {
         }
     }
 
-    /// Compares for ever. While this node's clock is wrong it stands for no election and gives leadership away.
+    /// Compares for ever. While this node's clock or its state is wrong it stands for no election and gives leadership away.
     pub async fn run(&self, store: &Store) {
         loop {
             self.look().await;
             let off = self.off_ms();
-            let right = off.is_none_or(|off| off.abs() <= OFF_MAX_MS);
-            self.consensus.raft.runtime_config().elect(right);
-            if !right && self.consensus.leading_term().is_some() {
-                tracing::warn!("leadership goes to a node whose clock is right");
+            let fit = off.is_none_or(|off| off.abs() <= OFF_MAX_MS) && !store.is_wrong();
+            self.consensus.raft.runtime_config().elect(fit);
+            if !fit && self.consensus.leading_term().is_some() {
+                tracing::warn!("leadership goes to a node whose clock and state are right");
                 store.hand_over().await;
             }
             sleep(if off.is_some() { LOOK_EVERY } else { FIRST_LOOK_EVERY }).await;

@@ -8,6 +8,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::level::{self, Level, Levels};
 pub use crate::raft::NodeId;
 
 /// One start of a node. Grows with every start, and also when a running node plays its own `down`.
@@ -208,6 +209,8 @@ pub struct NodeInfo {
     pub admin: String,
     pub peer: String,
     pub version: String,
+    /// What its program knows.
+    pub levels: Levels,
 }
 
 /// One intent. The node and incarnation that propose it stand in its [`Batch`].
@@ -283,6 +286,15 @@ pub enum Command {
     },
     /// The leader found that these users have had no transport for `presence.grace`.
     Offline(Vec<Away>),
+    /// The leader found that every member knows this level.
+    SetLevel(Level),
+}
+
+impl Command {
+    /// The level from which on a cluster may be given this command. A new command names the level that it came with.
+    pub fn level(&self) -> Level {
+        level::FIRST
+    }
 }
 
 /// What one node proposes at once. `sequence` starts at 1 in each incarnation, with `Started`, and grows by one.

@@ -16,8 +16,9 @@ use tokio::{
 use crate::{
     command::{Away, Command, Holder, Limits, NodeId},
     consensus::Consensus,
+    level,
     machine::Replica,
-    net::Peers,
+    net::{Local, Peers},
     propose::{Proposals, Ticket},
 };
 
@@ -33,6 +34,7 @@ const OFFLINE_MAX: usize = 1000;
 
 pub(crate) struct Duties {
     pub node: NodeId,
+    pub local: Arc<Local>,
     pub consensus: Consensus,
     pub replica: Arc<Replica>,
     pub proposals: Arc<Proposals>,
@@ -68,6 +70,9 @@ impl Duties {
             let now = tick.tick().await;
             self.proposals.time_out(now);
             self.peers.set_peers(self.consensus.members());
+            let level = self.replica.read(|state| state.level());
+            self.local.set_level(level);
+            self.proposals.set_level(level.unwrap_or(level::FIRST));
             // A node that has just begun to lead, or to follow, has heard nobody in that part: what it heard before counts.
             let contact = self.consensus.last_contact().max(*self.contact.borrow());
             self.contact.send_replace(contact);
@@ -98,6 +103,7 @@ impl Duties {
         if now.duration_since(leading.looked) >= LOOK_EVERY {
             leading.looked = now;
             self.set_limits();
+            self.raise_level();
             self.declare_down(leading, now);
             let lost = self.replica.read(|state| state.lost_sessions());
             self.find_offline(leading, &lost, now);
@@ -110,6 +116,19 @@ impl Duties {
     fn set_limits(&self) {
         if self.replica.read(|state| *state.limits() != self.limits) {
             self.proposals.push(Command::SetLimits(self.limits.clone()), Ticket::nobody());
+        }
+    }
+
+    /// As soon as the last member has announced that it knows more.
+    fn raise_level(&self) {
+        let members = self.consensus.members();
+        let (level, common) = self.replica.read(|state| {
+            let announced = |id| state.node(id).filter(|node| !node.removed).map(|node| node.info.levels);
+            (state.level(), level::common(members.iter().map(|(id, _)| announced(*id))))
+        });
+        if let Some(common) = common.filter(|common| level.is_none_or(|level| level < *common)) {
+            tracing::info!(level = common, "all nodes know this level; the cluster goes there for good");
+            self.proposals.push(Command::SetLevel(common), Ticket::nobody());
         }
     }
 

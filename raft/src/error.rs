@@ -26,6 +26,13 @@ impl Error {
         Self::Refused(why.to_string())
     }
 
+    /// The reason alone.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Unavailable(why) | Self::Refused(why) | Self::Fatal(why) => why,
+        }
+    }
+
     pub fn fatal(why: impl fmt::Display) -> Self {
         Self::Fatal(why.to_string())
     }

@@ -27,7 +27,9 @@
 //! | what can be replicated, and what it does | [`command`], [`state`] |
 //! | how a command gets into the log once | `propose`, `drive` |
 //! | what is on disk and why it is still there after a power cut | [`wal`], [`log`], [`snapshot`], `base`, `disk` |
+//! | whether all nodes have one state | [`divergence`] |
 //! | who is alive, whose session is over, whose clock is wrong | `duties`, `clock` |
+//! | how a cluster goes from one version to the next | [`level`], [`codec`] |
 //! | how nodes talk, and how they become a cluster once | [`net`], [`form`], [`identity`] |
 //! | how everything is put together | [`store`] |
 //!
@@ -63,6 +65,7 @@ pub mod codec;
 pub mod command;
 mod consensus;
 mod disk;
+pub mod divergence;
 mod drive;
 mod duties;
 pub mod error;
@@ -70,6 +73,7 @@ pub mod form;
 pub mod identity;
 mod keys;
 pub mod kv;
+pub mod level;
 pub mod log;
 pub mod machine;
 pub mod net;

@@ -33,8 +33,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     base::{Base, Found, Health, Point},
     codec::{self, Kind},
-    command::{Batch, Effect, NodeId},
+    command::{Batch, Command, Effect, NodeId},
     error::{Error, Result},
+    level::{Level, Levels},
     net::SnapshotFile,
     propose::{Proposals, Ticket},
     raft::{Done, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig},
@@ -70,6 +71,10 @@ pub struct Replica {
     inner: Mutex<Inner>,
     applied: watch::Sender<u64>,
     proposals: Arc<Proposals>,
+    /// What this program knows.
+    levels: Levels,
+    /// Why apply has stopped for good.
+    failed: watch::Sender<Option<Error>>,
     /// False while this start only applies again what an earlier one had applied: that is not played.
     playing: AtomicBool,
 }
@@ -120,6 +125,11 @@ impl Replica {
         found.copied().ok_or(ends)
     }
 
+    /// The newest state hashes, oldest first.
+    pub fn hashes(&self) -> Vec<(u64, u128)> {
+        self.lock().hashes.iter().copied().collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic inside apply ends the node; a reader that panicked changed nothing.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -151,8 +161,10 @@ pub struct Machine {
 impl Machine {
     /// Starts from what the base found; openraft applies the rest of the log. After `stop` apply does not wait for the
     /// player any more; what comes of the receiver tells when all of it is over.
+    #[allow(clippy::too_many_arguments, reason = "each is a part that it owns from now on")]
     pub fn open(
         node: NodeId,
+        levels: Levels,
         base: Base,
         found: Found,
         snapshots: Snapshots,
@@ -165,10 +177,15 @@ impl Machine {
             None => (None, StoredMembership::default()),
         };
         let state = State::on(found.kv);
+        if let Some(level) = state.level() {
+            levels.check(level, "this node")?;
+        }
         let hashes = applied.iter().map(|id| (id.index, state.hash())).collect();
         let inner = Inner { state, applied, membership, hashes };
         let applied = watch::channel(inner.applied.as_ref().map_or(0, |id| id.index)).0;
-        let replica = Arc::new(Replica { node, inner: Mutex::new(inner), applied, proposals, playing: false.into() });
+        let failed = watch::channel(None).0;
+        let (inner, playing) = (Mutex::new(inner), false.into());
+        let replica = Arc::new(Replica { node, inner, applied, proposals, levels, failed, playing });
         let (alive, gone) = oneshot::channel();
         let checkpointed = Instant::now();
         let machine = Self { replica, base, snapshots, feed, stop, checkpointed, thawed: 0, _alive: alive };
@@ -186,7 +203,7 @@ impl Machine {
 
     async fn apply_entry(&mut self, entry: crate::raft::Entry) -> Result<()> {
         let index = entry.log_id.index;
-        let play = self.replica.apply(entry)?;
+        let play = self.replica.apply(entry).inspect_err(|e| self.replica.fail(e))?;
         if let Some(play) = play {
             self.feed(play).await;
         }
@@ -253,8 +270,7 @@ impl Replica {
         let id = entry.log_id;
         let batch = match entry.payload {
             EntryPayload::Normal(Payload(bytes)) => Some(
-                codec::decode::<Batch>(Kind::Batch, &bytes)
-                    .map_err(|e| Error::fatal(format!("entry {} cannot be applied: {e}", id.index)))?,
+                codec::decode::<Batch>(Kind::Batch, &bytes).map_err(|e| Error::fatal(not_understood(id.index, &e)))?,
             ),
             EntryPayload::Membership(membership) => {
                 self.lock().membership = StoredMembership::new(Some(id), membership);
@@ -262,6 +278,7 @@ impl Replica {
             }
             EntryPayload::Blank => None,
         };
+        batch.iter().try_for_each(|batch| self.check_levels(batch))?;
         let outcome = {
             let mut inner = self.lock();
             let outcome = batch.as_ref().map(|batch| inner.state.apply(batch));
@@ -270,6 +287,28 @@ impl Replica {
         };
         // Outside the lock: a ticket that is let go calls back into code that may read the state.
         Ok(batch.zip(outcome).and_then(|(batch, outcome)| self.plays(&batch, outcome)))
+    }
+
+    /// A level that this version does not know comes before the first command of that level.
+    fn check_levels(&self, batch: &Batch) -> Result<()> {
+        batch.commands.iter().try_for_each(|command| match command {
+            Command::SetLevel(level) => self.check_level(*level),
+            _ => Ok(()),
+        })
+    }
+
+    fn check_level(&self, level: Level) -> Result<()> {
+        self.levels.check(level, "this node").map_err(|e| Error::Fatal(e.why().to_owned()))
+    }
+
+    /// The reason in our own words, before openraft tells it in its own.
+    fn fail(&self, why: &Error) {
+        self.failed.send_replace(Some(why.clone()));
+    }
+
+    /// Why apply has stopped for good, once it has.
+    pub fn failed(&self) -> watch::Receiver<Option<Error>> {
+        self.failed.subscribe()
     }
 
     fn plays(&self, batch: &Batch, outcome: Outcome) -> Option<Play> {
@@ -331,6 +370,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
             _ = std::fs::remove_file(&file.path);
         }
         let Found { kv, point } = installed?;
+        let state = State::on(kv);
+        if let Some(level) = state.level() {
+            self.replica.check_level(level).inspect_err(|e| self.replica.fail(e))?;
+        }
         let point = point.ok_or_else(|| Error::fatal("a snapshot of no point"))?;
         // What was asked of the base before is done.
         self.thawed = self.base.written();
@@ -340,7 +383,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             let mut inner = self.replica.lock();
             inner.membership = membership;
             inner.hashes.clear();
-            inner.state = State::on(kv);
+            inner.state = state;
             if let Some(id) = point.applied {
                 self.replica.note_applied(&mut inner, id.into());
             }
@@ -388,6 +431,13 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
 async fn answer<T>(asked: Asked<T>) -> Result<T> {
     asked.await.unwrap_or_else(|_| Err(Error::fatal("the checkpoint thread is gone")))
+}
+
+fn not_understood(index: u64, why: &Error) -> String {
+    format!(
+        "entry {index} of the log was made by a newer version of moim, and skipping it would fork the state ({why}). Start that \
+         version on this data folder; nothing in it is lost"
+    )
 }
 
 /// A file as openraft hands it on.

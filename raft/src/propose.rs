@@ -19,7 +19,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU16, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -32,6 +32,7 @@ use tokio::{
 use crate::{
     command::{Batch, Command, Incarnation},
     error::Error,
+    level::{self, Level},
     state::{Applied, Outcome, Skipped},
 };
 
@@ -118,6 +119,8 @@ pub struct Proposals {
     flight: Mutex<Option<Flight>>,
     landed: watch::Sender<Landed>,
     incarnation: AtomicU64,
+    /// Of the cluster: a command of a higher one is not taken.
+    level: AtomicU16,
 }
 
 impl Default for Proposals {
@@ -129,6 +132,7 @@ impl Default for Proposals {
             flight: Mutex::default(),
             landed: watch::channel(Landed::default()).0,
             incarnation: AtomicU64::new(0),
+            level: level::FIRST.into(),
         }
     }
 }
@@ -144,6 +148,11 @@ impl Proposals {
         self.incarnation.load(Ordering::Acquire)
     }
 
+    /// Takes commands up to this level from now on.
+    pub fn set_level(&self, level: Level) {
+        self.level.store(level, Ordering::Relaxed);
+    }
+
     /// Queues a command. Past the bounds, or while there is no quorum to be had, the ticket hears `unavailable` at once.
     pub fn push(&self, command: Command, ticket: Ticket) {
         let mut queue = lock(&self.queue);
@@ -152,7 +161,12 @@ impl Proposals {
             let why = format!("a command of more than {BATCH_BYTES_MAX} bytes");
             return ticket.answer(Err(Error::refused(why)));
         }
+        let level = self.level.load(Ordering::Relaxed);
         let refusal = match &queue.refusing {
+            _ if command.level() > level => Some(format!(
+                "the cluster is at level {level} until all of its nodes run a version that knows level {}",
+                command.level()
+            )),
             Some(why) => Some(why.clone()),
             None if queue.len() >= QUEUE_COMMANDS_MAX || queue.bytes >= QUEUE_BYTES_MAX => {
                 Some("overloaded".to_owned())
@@ -412,6 +426,17 @@ mod tests {
         let expected = ["large: refused", "one more: unavailable: overloaded", "late: unavailable: no quorum"];
         assert!(heard.iter().zip(expected).all(|(heard, expected)| heard.starts_with(expected)), "{heard:?}");
         assert_eq!(heard.len(), 3);
+    }
+
+    #[test]
+    fn a_command_above_the_clusters_level_waits_for_it() {
+        let (heard, (proposals, after)) = (Heard::default(), live());
+        proposals.set_level(0);
+        proposals.push(say("early".into()), ticket(&heard, "early"));
+        assert!(heard.lock().unwrap()[0].starts_with("early: unavailable: the cluster is at level 0 until all"));
+        proposals.set_level(1);
+        proposals.push(say("in time".into()), ticket(&heard, "in time"));
+        assert_eq!(proposals.try_batch(9, after).unwrap().commands, [say("in time".into())]);
     }
 
     #[test]

@@ -23,11 +23,13 @@ use crate::{
     clock::Clock,
     command::{Command, Incarnation, Limits, NodeId, NodeInfo},
     consensus::{self, Consensus},
+    divergence::{Comparison, Divergence},
     drive::Driver,
     duties::Duties,
     error::{Error, Result},
     form::{Former, Outcome},
     identity::{ClusterId, Identity},
+    level::Level,
     log::Log,
     machine::{FEED_ENTRIES, Machine, Play, Replica},
     net::{
@@ -97,6 +99,10 @@ pub struct Status {
     /// [`OFF_MAX_MS`]: crate::clock::OFF_MAX_MS
     pub clock_off_ms: Option<i64>,
     pub log_bytes: u64,
+    /// What every node of the cluster understands, as far as that was applied here.
+    pub level: Option<Level>,
+    /// The alarm that nodes do not have the same state.
+    pub diverged: Option<Divergence>,
 }
 
 /// Answers what another node asks of the layers above. Opaque bytes both ways.
@@ -117,6 +123,7 @@ struct Inner {
     local: Arc<Local>,
     consensus: Consensus,
     clock: Arc<Clock>,
+    comparison: Arc<Comparison>,
     peers: Arc<Peers>,
     replica: Arc<Replica>,
     proposals: Arc<Proposals>,
@@ -142,7 +149,10 @@ impl Store {
         let identity = Identity::open(&config.data)?;
         let node = identity.node();
         let peer = Peer { name: config.info.name.clone(), addr: config.info.peer.clone() };
-        let local = Arc::new(Local::new(identity, peer, config.secret.clone()));
+        let levels = config.info.levels;
+        let mut local = Local::new(identity, peer, config.secret.clone());
+        local.levels = levels;
+        let local = Arc::new(local);
         let snapshots = Snapshots::open(&config.data.join("snapshots"))?;
         snapshot::clean(&config.data)
             .map_err(|e| Error::fatal(format!("cannot tidy {}: {e}", config.data.display())))?;
@@ -153,9 +163,10 @@ impl Store {
         let (bus_feed, bus) = mpsc::channel(BUS_FRAMES_MAX);
         let proposals = Arc::new(Proposals::default());
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let opened = Machine::open(node, base, found, snapshots, proposals.clone(), feed, stop.clone());
+        let opened = Machine::open(node, levels, base, found, snapshots, proposals.clone(), feed, stop.clone());
         let (machine, machine_gone) = opened?;
         let (replica, checkpoints) = (machine.replica(), machine.health());
+        local.set_level(replica.read(|state| state.level()));
         let network = Network::new(local.clone());
         let raft = Raft::build(
             node,
@@ -170,6 +181,7 @@ impl Store {
         let consensus = Consensus::new(raft.clone(), heard.clone(), node);
         let peers = Arc::new(Peers::new(local.clone()));
         let clock = Arc::new(Clock::new(node, consensus.clone(), peers.clone()));
+        let comparison = Arc::new(Comparison::new(node, consensus.clone(), peers.clone(), replica.clone()));
         let receiving = Arc::new(RaftConsensus::new(raft, heard));
         let former = Arc::new(Former::new(local.clone(), peers.clone(), receiving.clone(), config.expect));
         let (started_now, started) = watch::channel(false);
@@ -180,12 +192,14 @@ impl Store {
             consensus: consensus.clone(),
             clock: clock.clone(),
             former: former.clone(),
+            replica: replica.clone(),
             bus: bus_feed,
             ask: ask.clone(),
         });
         tasks.spawn(serve(listener, local.clone(), receiving, app, stop.clone()));
         let duties = Duties {
             node,
+            local: local.clone(),
             consensus: consensus.clone(),
             replica: replica.clone(),
             proposals: proposals.clone(),
@@ -212,6 +226,7 @@ impl Store {
             local,
             consensus,
             clock,
+            comparison,
             peers,
             replica,
             proposals,
@@ -231,6 +246,9 @@ impl Store {
         store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(life));
         let timed = store.clone();
         let compare = async move { timed.0.clock.run(&timed).await };
+        store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(compare));
+        let comparison = store.0.comparison.clone();
+        let compare = async move { comparison.run().await };
         store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(compare));
         Ok((store, Feeds { plays, bus }))
     }
@@ -388,15 +406,22 @@ impl Store {
             silent_for: self.0.contact.borrow().map(|at| at.elapsed()),
             clock_off_ms: self.0.clock.off_ms(),
             log_bytes: self.0.log.size_bytes(),
+            diverged: self.0.comparison.found(),
+            level: self.0.replica.read(|state| state.level()),
         }
     }
 
-    /// Gives leadership to the most caught-up voter that is heard of and whose clock is right, if this node has it. Without
-    /// such a voter nothing is given away: nobody could take it.
+    /// Whether the majority of nodes contradicts this node's state.
+    pub(crate) fn is_wrong(&self) -> bool {
+        self.0.comparison.is_wrong(self.node())
+    }
+
+    /// Gives leadership to the most caught-up voter that is heard of and whose clock and state are right, if this node has
+    /// it. Without such a voter nothing is given away: nobody could take it.
     pub async fn hand_over(&self) {
         let patience = Instant::now() + SUCCESSOR_TIMEOUT;
         let to = loop {
-            match self.0.consensus.successor(|id| !self.0.clock.is_wrong(id)) {
+            match self.0.consensus.successor(|id| !self.0.clock.is_wrong(id) && !self.0.comparison.is_wrong(id)) {
                 Some(to) => break to,
                 None if self.0.consensus.leading_term().is_none() || Instant::now() >= patience => return,
                 None => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -420,8 +445,11 @@ impl Store {
 
     /// Comes true when the node can no longer keep its promises, or will never be able to, with the reason: it has to exit.
     pub async fn fatal(&self) -> Error {
-        let mut own = self.0.fatal.subscribe();
+        let (mut own, mut apply) = (self.0.fatal.subscribe(), self.0.replica.failed());
         tokio::select! {
+            biased;
+            // Before openraft tells the same in its own words.
+            Ok(why) = apply.wait_for(Option::is_some) => why.clone().unwrap_or_else(|| Error::fatal("stopped")),
             e = self.0.log.fatal() => e,
             // `Refused` stays what it is: an operator can do something about it.
             Ok(why) = own.wait_for(Option::is_some) => why.clone().unwrap_or_else(|| Error::fatal("stopped")),

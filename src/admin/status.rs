@@ -28,7 +28,21 @@ pub struct Cluster {
     /// The state's place in the one order of commands.
     position: u64,
     drain: Option<DrainHolder>,
+    /// What every node understands: it rises when the last node runs a version that knows more. `null` before it was set.
+    level: Option<u16>,
+    /// The alarm that nodes do not have the same state; `null` when all is well.
+    diverged: Option<Diverged>,
     nodes: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Diverged {
+    /// The index at which they were compared.
+    index: u64,
+    /// Nodes that the majority contradicts, by name; empty when there is no majority.
+    wrong: Vec<String>,
+    /// The state hash of each, by name.
+    hashes: BTreeMap<String, String>,
 }
 
 #[derive(Serialize)]
@@ -113,6 +127,12 @@ fn view(
         node: name_of(nodes, held.node).unwrap_or_else(|| held.node.to_string()),
         incarnation: held.incarnation,
     });
+    let name = |id: &NodeId| name_of(nodes, *id).unwrap_or_else(|| id.to_string());
+    let diverged = status.diverged.as_ref().map(|found| Diverged {
+        index: found.index,
+        wrong: found.wrong.iter().map(name).collect(),
+        hashes: found.hashes.iter().map(|(id, hash)| (name(id), format!("{hash:032x}"))).collect(),
+    });
     Cluster {
         cluster: status.cluster.as_ref().map(ToString::to_string),
         leader: rows.iter().find(|row| row.leader).map(|row| row.name.clone()),
@@ -120,6 +140,8 @@ fn view(
         committed,
         position,
         drain,
+        level: status.level,
+        diverged,
         nodes: rows,
     }
 }

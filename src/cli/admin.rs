@@ -1,6 +1,6 @@
 //! The admin listener as commands see it: any node answers for the cluster, so the first that answers is asked.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use clap::Args;
 use http::{Method, StatusCode};
@@ -27,7 +27,18 @@ pub struct Cluster {
     pub term: u64,
     #[serde(default)]
     pub applied: u64,
+    /// The alarm that nodes do not have the same state.
+    #[serde(default)]
+    pub diverged: Option<Diverged>,
     pub nodes: Vec<Node>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Diverged {
+    pub index: u64,
+    /// Empty when no majority says which is right.
+    pub wrong: Vec<String>,
+    pub hashes: BTreeMap<String, String>,
 }
 
 /// One node; what only it knows is `None` when it did not answer.

@@ -54,6 +54,12 @@ fn render(cluster: &Cluster) -> String {
             text += &format!("{} is not ready: {why}\n", node.name);
         }
     }
+    if let Some(found) = &cluster.diverged {
+        let hashes: Vec<String> = found.hashes.iter().map(|(name, hash)| format!("{name} {hash}")).collect();
+        let wrong = if found.wrong.is_empty() { "unknown".to_owned() } else { found.wrong.join(", ") };
+        text += &format!("ALARM: the nodes have different states at index {}, wrong: {wrong}\n", found.index);
+        text += &format!("  {}\n", hashes.join("\n  "));
+    }
     text + &format!("term {}, applied {}\n", cluster.term, cluster.applied)
 }
 
@@ -93,6 +99,19 @@ fn uptime(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn different_states_are_an_alarm() {
+        let cluster = serde_json::json!({
+            "term": 3, "applied": 90, "nodes": [],
+            "diverged": { "index": 88, "wrong": ["n3"], "hashes": { "n1": "0a", "n3": "0b" } },
+        });
+        let text = render(&serde_json::from_value(cluster).expect("an answer"));
+        assert!(
+            text.contains("ALARM: the nodes have different states at index 88, wrong: n3\n  n1 0a\n  n3 0b\n"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn a_silent_node_and_one_that_is_not_ready_say_so() {

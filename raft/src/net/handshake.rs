@@ -30,6 +30,7 @@ use super::{Local, frame};
 use crate::{
     error::{Error, Result},
     identity::ClusterId,
+    level::{Level, Levels},
     raft::NodeId,
 };
 
@@ -76,6 +77,9 @@ struct Hello {
     name: String,
     /// Whom the dialer means to reach, where it knows.
     wanted: Option<NodeId>,
+    /// What its program knows, and the level of its cluster as far as it has applied it.
+    levels: Levels,
+    level: Option<Level>,
     nonce: [u8; 32],
 }
 
@@ -158,6 +162,10 @@ fn agree(mine: &Hello, theirs: &Hello, wanted: &Option<NodeId>, reached: NodeId)
     {
         return Err(Error::refused(format!("node {wanted:016x} is wanted, but node {reached:016x} is here")));
     }
+    if mine.cluster == theirs.cluster || theirs.cluster.is_none() || mine.cluster.is_none() {
+        understands(theirs, mine)?;
+        understands(mine, theirs)?;
+    }
     let name = |cluster: &Option<ClusterId>| cluster.clone().unwrap_or_else(|| "none".to_owned());
     let foreign = || {
         Err(Error::refused(format!(
@@ -184,6 +192,15 @@ fn agree(mine: &Hello, theirs: &Hello, wanted: &Option<NodeId>, reached: NodeId)
     Ok(())
 }
 
+/// Whether `who` knows the level at which `other` sees the cluster. A node that lags behind may see a level that is no more:
+/// only one that has not applied any yet is held to the lower end of its range.
+fn understands(who: &Hello, other: &Hello) -> Result<()> {
+    match other.level {
+        Some(level) if level > who.levels.max || who.level.is_none() => who.levels.check(level, &who.name),
+        _ => Ok(()),
+    }
+}
+
 fn hello(local: &Local, lane: Lane, wanted: Option<NodeId>) -> Result<Hello> {
     let mut nonce = [0; 32];
     getrandom::fill(&mut nonce).map_err(Error::fatal)?;
@@ -195,6 +212,8 @@ fn hello(local: &Local, lane: Lane, wanted: Option<NodeId>) -> Result<Hello> {
         node: identity.node(),
         name: local.peer.name.clone(),
         wanted,
+        levels: local.levels,
+        level: local.level(),
         nonce,
     })
 }

@@ -4,12 +4,16 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
 };
 
 use crate::{
     error::{Error, Result},
     identity::{ClusterId, Identity},
+    level::{self, Level, Levels},
     raft::{NodeId, Peer},
 };
 
@@ -59,12 +63,17 @@ pub struct Local {
     /// The operator's name for it, and the peer address that others are told.
     pub peer: Peer,
     pub secret: Secret,
+    /// What this program knows.
+    pub levels: Levels,
+    /// The cluster's level as far as it was applied here; 0 before any was.
+    level: AtomicU16,
     identity: Mutex<Identity>,
 }
 
 impl Local {
     pub fn new(identity: Identity, peer: Peer, secret: Secret) -> Self {
-        Self { node: identity.node(), dir: identity.dir().to_owned(), peer, secret, identity: Mutex::new(identity) }
+        let (node, dir) = (identity.node(), identity.dir().to_owned());
+        Self { node, dir, peer, secret, levels: level::KNOWN, level: 0.into(), identity: Mutex::new(identity) }
     }
 
     pub fn node(&self) -> NodeId {
@@ -78,6 +87,15 @@ impl Local {
     /// The cluster that this node is in or has agreed to be in.
     pub fn cluster(&self) -> Option<ClusterId> {
         self.identity().cluster().cloned()
+    }
+
+    /// The cluster's level, as far as this node has applied it.
+    pub fn level(&self) -> Option<Level> {
+        Some(self.level.load(Ordering::Relaxed)).filter(|level| *level > 0)
+    }
+
+    pub fn set_level(&self, level: Option<Level>) {
+        self.level.store(level.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// The stored identity. Never held across an `.await`; a change of it syncs a small file, a handful of times in a

@@ -29,6 +29,8 @@ pub enum CallRequest {
     Join { id: NodeId, peer: Peer },
     /// Opaque to this crate. Answered by [`CallResponse::Ask`].
     Ask(Bytes),
+    /// What does your state add up to? Answered by [`CallResponse::Hashes`].
+    Hashes,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +42,8 @@ pub enum CallResponse {
     Form(Result<(), String>),
     Join(Leadership<Result<(), String>>),
     Ask(Bytes),
+    /// By applied index, oldest first.
+    Hashes(Vec<(u64, u128)>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

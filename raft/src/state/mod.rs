@@ -36,6 +36,7 @@ use crate::{
     command::{Batch, Command, Effect, Incarnation, Limits, NodeId, Position, Refusal, Reply, Stamp},
     keys,
     kv::{Kv, Scan},
+    level::Level,
 };
 
 /// The replicated state and the two counters that every command touches.
@@ -45,12 +46,13 @@ pub struct State {
     position: Position,
     clock: Stamp,
     limits: Limits,
+    level: Option<Level>,
 }
 
 /// Before the first command: nothing is known, and nothing is bounded.
 impl Default for State {
     fn default() -> Self {
-        Self { kv: Kv::default(), position: Position(0), clock: 0, limits: Limits::UNBOUNDED }
+        Self { kv: Kv::default(), position: Position(0), clock: 0, limits: Limits::UNBOUNDED, level: None }
     }
 }
 
@@ -109,6 +111,7 @@ impl State {
         state.position = state.get(&keys::meta("position")).unwrap_or_default();
         state.clock = state.get(&keys::meta("clock")).unwrap_or_default();
         state.limits = state.get(&keys::meta("limits")).unwrap_or(Limits::UNBOUNDED);
+        state.level = state.get(&keys::meta("level"));
         state
     }
 
@@ -151,12 +154,22 @@ impl State {
             Command::TakeDrain { force } => self.take_drain(by, *force),
             Command::EndDrain { node } => self.end_drain(*node),
             Command::Offline(users) => self.offline(users, effects),
+            Command::SetLevel(level) => self.set_level(*level),
         }
     }
 
     fn set_limits(&mut self, limits: &Limits) -> Result<Reply, Refusal> {
         self.limits = limits.clone();
         self.put(keys::meta("limits"), limits);
+        Ok(Reply::Done)
+    }
+
+    /// It never falls: a verdict that comes late changes nothing.
+    fn set_level(&mut self, level: Level) -> Result<Reply, Refusal> {
+        if self.level.is_none_or(|now| now < level) {
+            self.level = Some(level);
+            self.put(keys::meta("level"), &level);
+        }
         Ok(Reply::Done)
     }
 
@@ -171,6 +184,11 @@ impl State {
     /// What the last leader stored; [`Limits::UNBOUNDED`] before the first one did.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// What every node understands; `None` before the first leader said so.
+    pub fn level(&self) -> Option<Level> {
+        self.level
     }
 
     /// Equal on all nodes at the same applied index.

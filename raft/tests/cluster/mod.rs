@@ -13,8 +13,9 @@ use std::{
 };
 
 use moim_raft::{
-    Config, Feeds, Play, Secret, Store,
+    Config, Feeds, Play, Result, Secret, Store,
     command::{Command, Holder, Limits, Namespace, NodeInfo, Reply, Room, Sid, User},
+    level::{KNOWN, Levels},
     state::Applied,
 };
 use tempfile::TempDir;
@@ -40,6 +41,8 @@ pub struct Cluster {
     /// Where each node says that it is.
     pub addrs: Vec<String>,
     pub nodes: Vec<Option<Node>>,
+    /// What the program of each node knows, from its next start on.
+    pub levels: Vec<Levels>,
 }
 
 pub struct Node {
@@ -66,7 +69,8 @@ impl Cluster {
     pub async fn with(listeners: Vec<TcpListener>, addrs: Vec<String>) -> Self {
         let listens = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
         let dir = tempfile::tempdir().unwrap();
-        let mut cluster = Self { dir, listens, addrs, nodes: Vec::new() };
+        let levels = vec![KNOWN; addrs.len()];
+        let mut cluster = Self { dir, listens, addrs, nodes: Vec::new(), levels };
         for (i, listener) in listeners.into_iter().enumerate() {
             let node = cluster.open(i, listener).await;
             cluster.nodes.push(Some(node));
@@ -80,7 +84,12 @@ impl Cluster {
     }
 
     async fn open(&self, i: usize, listener: TcpListener) -> Node {
-        let info = NodeInfo { name: format!("n{i}"), peer: self.addrs[i].clone(), ..NodeInfo::default() };
+        self.try_open(i, listener).await.expect("the store opens")
+    }
+
+    pub async fn try_open(&self, i: usize, listener: TcpListener) -> Result<Node> {
+        let (name, peer, levels) = (format!("n{i}"), self.addrs[i].clone(), self.levels[i]);
+        let info = NodeInfo { name, peer, levels, ..NodeInfo::default() };
         let config = Config {
             data: self.data(i),
             info,
@@ -95,8 +104,8 @@ impl Cluster {
             election: Duration::from_millis(250),
             snapshot_every: SNAPSHOT_EVERY,
         };
-        let (store, feeds) = Store::open(config, listener).await.expect("the store opens");
-        Node::new(store, feeds)
+        let (store, feeds) = Store::open(config, listener).await?;
+        Ok(Node::new(store, feeds))
     }
 
     pub fn node(&self, i: usize) -> &Node {
