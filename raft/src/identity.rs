@@ -46,10 +46,10 @@ pub enum Belongs {
 
 /// The stored form. A changed layout is a new struct under a new codec format.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Stored {
-    node: NodeId,
-    incarnation: u64,
-    belongs: Belongs,
+pub(crate) struct Stored {
+    pub node: NodeId,
+    pub incarnation: u64,
+    pub belongs: Belongs,
 }
 
 /// The identity of an opened, locked data folder.

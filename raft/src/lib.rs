@@ -70,6 +70,8 @@ mod drive;
 mod duties;
 pub mod error;
 pub mod form;
+#[cfg(test)]
+mod golden;
 pub mod identity;
 mod keys;
 pub mod kv;

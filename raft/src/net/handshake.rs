@@ -67,24 +67,26 @@ pub struct Remote {
     pub lane: Lane,
 }
 
+/// What a side says of itself. Sent: a change is a new protocol version.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Hello {
-    lane: Lane,
-    cluster: Option<ClusterId>,
+pub(crate) struct Hello {
+    pub lane: Lane,
+    pub cluster: Option<ClusterId>,
     /// Whether `cluster` is final; a proposed one may still be given up.
-    settled: bool,
-    node: NodeId,
-    name: String,
+    pub settled: bool,
+    pub node: NodeId,
+    pub name: String,
     /// Whom the dialer means to reach, where it knows.
-    wanted: Option<NodeId>,
+    pub wanted: Option<NodeId>,
     /// What its program knows, and the level of its cluster as far as it has applied it.
-    levels: Levels,
-    level: Option<Level>,
-    nonce: [u8; 32],
+    pub levels: Levels,
+    pub level: Option<Level>,
+    pub nonce: [u8; 32],
 }
 
+/// Sent: only ever add variants at the end.
 #[derive(Debug, Serialize, Deserialize)]
-enum Step {
+pub(crate) enum Step {
     Hello(Hello),
     Proof([u8; 32]),
     Refuse(String),

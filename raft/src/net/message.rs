@@ -93,9 +93,9 @@ pub(crate) enum RaftRequest {
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct WireVoteRequest {
-    vote: WireVote,
-    last: Option<WireLogId>,
-    transfer: bool,
+    pub vote: WireVote,
+    pub last: Option<WireLogId>,
+    pub transfer: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

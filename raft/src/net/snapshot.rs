@@ -43,8 +43,8 @@ pub struct SnapshotFile {
 }
 
 /// Sent: only ever add variants at the end.
-#[derive(Serialize, Deserialize)]
-enum Part {
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Part {
     Offer { vote: WireVote, meta: WireSnapshotMeta, len: u64 },
     Chunk(Bytes),
     End { crc: u32 },

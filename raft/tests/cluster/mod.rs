@@ -168,7 +168,7 @@ impl Cluster {
 }
 
 impl Node {
-    fn new(store: Store, mut feeds: Feeds) -> Self {
+    pub fn new(store: Store, mut feeds: Feeds) -> Self {
         let played = Arc::new(Mutex::new(Vec::new()));
         let (playing, mut may) = watch::channel(true);
         let installed = Arc::new(AtomicUsize::new(0));
