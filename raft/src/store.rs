@@ -157,7 +157,10 @@ impl Store {
         snapshot::clean(&config.data)
             .map_err(|e| Error::fatal(format!("cannot tidy {}: {e}", config.data.display())))?;
         let log = Log::open(&config.data.join("log"), crate::wal::Options::default())?;
-        let (base, found) = Base::open(&config.data.join("state"), &snapshots)?;
+        // On a thread of its own: sled wants most of a stack to open, and whoever called us has used some of this one.
+        let (folder, files) = (config.data.join("state"), snapshots.clone());
+        let opening = tokio::task::spawn_blocking(move || Base::open(&folder, &files));
+        let (base, found) = opening.await.map_err(Error::fatal)??;
         reaches_back_to(&log, found.point.as_ref().and_then(Point::index)).await?;
         let (feed, plays) = mpsc::channel(FEED_ENTRIES);
         let (bus_feed, bus) = mpsc::channel(BUS_FRAMES_MAX);
