@@ -1,5 +1,7 @@
 //! What is on disks: commands, entries and records of the log, values of the state, small files.
 
+use std::fs;
+
 use bytes::Bytes;
 
 use super::{Golden, body, variants};
@@ -9,9 +11,11 @@ use crate::{
     command::{Away, Batch, Command, Holder, Limits, Namespace, NodeInfo, Position, Room, RoomEntry, Sid, User, What},
     error::Error,
     identity::{Belongs, Stored},
+    kv::Sum,
     level::Levels,
     raft::Peer,
-    state::{Drain, Mid, Node, RoomRecord, Session, Span, Spans},
+    snapshot::{Reading, Snapshots},
+    state::{Drain, Mid, MidsOf, Node, RoomRecord, Session, Span, Spans},
     wal::record::{Record, Spot, parse},
     wire::{WireEntry, WireLogId, WireMembership, WirePayload, WireSnapshotMeta, WireStoredMembership, WireVote},
 };
@@ -105,6 +109,18 @@ pub fn entries() -> Vec<WireEntry> {
     (812..).zip(payloads).map(|(index, payload)| WireEntry { id: id(index), payload }).collect()
 }
 
+fn point(hash: u128, pairs: u64) -> Point {
+    Point { applied: Some(id(812)), membership: stored_membership(), hash, pairs }
+}
+
+/// What a snapshot file holds.
+#[derive(Debug)]
+struct Snapshot {
+    #[allow(dead_code, reason = "shown")]
+    point: Point,
+    pairs: Vec<(Bytes, Bytes)>,
+}
+
 /// A kind in an envelope of its own.
 fn enveloped<T: serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug>(
     name: &'static str,
@@ -172,8 +188,38 @@ fn golden_identity() {
 
 #[test]
 fn golden_point() {
-    let point = Point { applied: Some(id(812)), membership: stored_membership(), hash: u128::MAX / 3 };
-    enveloped("point", Kind::Meta, vec![point]);
+    enveloped("point", Kind::Meta, vec![point(u128::MAX / 3, 812)]);
+}
+
+#[test]
+fn golden_snapshot() {
+    let bytes = Bytes::from_static;
+    let pairs = vec![
+        (bytes(b"a key"), bytes(b"one")),
+        (bytes(b"a key that begins as the one before"), bytes(b"")),
+        (bytes(b"another"), bytes(b"three")),
+    ];
+    let mut sum = Sum::default();
+    pairs.iter().for_each(|(key, value)| sum.add(key, value));
+    let samples = vec![Snapshot { point: point(sum.hash, sum.pairs), pairs }];
+    let dir = tempfile::tempdir().expect("a folder");
+    let snapshots = Snapshots::open(dir.path()).expect("a folder");
+    let encode = |snapshot: &Snapshot| {
+        let path = snapshots.write(snapshot.pairs.iter().cloned().map(Ok), &snapshot.point).expect("a snapshot");
+        fs::read(path).expect("a file")
+    };
+    let decode = |file: &[u8]| {
+        let path = dir.path().join("read");
+        fs::write(&path, file).expect("a file");
+        let reading = Reading::open(&path)?;
+        let (point, mut pairs) = (reading.point().clone(), Vec::new());
+        reading.for_each(|key, value| {
+            pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+            Ok(())
+        })?;
+        Ok(Snapshot { point, pairs })
+    };
+    Golden { name: "snapshot", samples, encode, decode }.check();
 }
 
 /// Values of the state lie behind one byte of format; sled and snapshots hold them.
@@ -210,11 +256,18 @@ fn golden_state() {
     };
     body("state_session", vec![session]).check();
     let floor = Position(500);
-    body("state_room", vec![RoomRecord { members: 2, entered: 1, entries: 3, bytes: 400, floor }]).check();
+    body(
+        "state_room",
+        vec![RoomRecord { members: 2, entered: 1, entries: 3, bytes: 400, floor, oldest: 1_700_000_000_000 }],
+    )
+    .check();
     let spans =
         vec![Span { joined: Position(600), left: Some(Position(700)) }, Span { joined: Position(812), left: None }];
     body("state_spans", vec![Spans { spans, dropped: floor }]).check();
     body("state_mid", vec![Mid { position: Position(812), at: 1_700_000_000_000, content: u64::MAX / 3 }]).check();
+    let of = MidsOf { count: 3, oldest: Position(700), oldest_at: 1_700_000_000_000 };
+    body("state_mids_of", vec![of]).check();
+    body("state_rooms", vec![vec![room()]]).check();
     body("state_drain", vec![Drain { node: 7, incarnation }]).check();
     body("state_limits", vec![limits()]).check();
 }
