@@ -51,8 +51,8 @@
 //!
 //! # What is left out, and what that means
 //!
-//! - All of the state, and all of the log that is not purged, is in memory. Both are bounded by what rooms keep and by the
-//!   snapshot policy, not by bytes.
+//! - All of the state is in memory, bounded by what rooms keep and not by bytes. (Of the log only the newest entries are, and
+//!   16 bytes for each other one: see [`log`].)
 //! - A snapshot is built from a copy of the state: for a moment it is in memory twice.
 //! - A node of an empty disk joins as a learner and stays one: promotion, removal and replacement are not there yet.
 //! - The peer links prove a shared secret at their start; they are neither encrypted nor authenticated after it.

@@ -9,98 +9,69 @@
 //!   behind them in the file. A crash that undoes one of them undoes all that was built on it.
 //! * After a purge beyond the last entry, the purged id is the last id.
 //!
-//! All entries that are not purged are kept in memory; how many that are is up to the one who makes snapshots.
+//! The newest entries are in memory, bounded in bytes ([`Options::cache_bytes`]) and by what waits for the disk; of an older one
+//! only its place is, in 16 bytes, and it is read back from its file with its checksum verified. One that does not verify is
+//! as final as a failed write.
+
+mod tail;
 
 use std::{
-    collections::BTreeMap,
     fmt::Debug,
     io,
     ops::{Bound, RangeBounds},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use futures_util::{Stream, TryStreamExt, stream};
 use openraft::{
-    EntryPayload, OptionalSend,
+    OptionalSend,
     storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage},
 };
 use tokio::sync::oneshot;
 
+use self::tail::{Plan, Tail};
 pub use crate::wal::Options;
 use crate::{
     codec,
     error::{Error, Result},
-    raft::{Entry, LogId, Payload, TypeConfig, Vote},
-    wal::{Done, Room, Wal, record::Record},
+    raft::{Entry, LogId, TypeConfig, Vote},
+    wal::{
+        self, Done, Room, Wal,
+        record::{Place, Record},
+    },
     wire::{WireEntry, WireLogId, WireVote},
 };
 
-/// Payload bytes that one read of a peer's replication takes at most; it asks again for the rest. One entry is always
-/// given, however long.
-pub const READ_BYTES_MAX: usize = 4 << 20;
+/// Bytes that one read of a peer's replication, or of apply, takes at most; it asks again for the rest. One entry is
+/// always given, however long.
+pub const READ_BYTES_MAX: u64 = 4 << 20;
 
 /// The log of one node. Clones are the same log; openraft owns one and is the only writer.
 #[derive(Clone)]
 pub struct Log(Arc<Inner>);
 
 struct Inner {
+    dir: PathBuf,
     wal: Wal,
-    tail: Mutex<Tail>,
+    /// Also held by what is queued, which says where it was written.
+    tail: Arc<Mutex<Tail>>,
 }
 
-/// What the file comes to.
-#[derive(Default)]
-struct Tail {
-    entries: BTreeMap<u64, Entry>,
-    vote: Option<Vote>,
-    purged: Option<LogId>,
-    committed: Option<LogId>,
-}
-
-impl Tail {
-    /// The index of the next entry; `None` while any will do, because there never was one.
-    fn next(&self) -> Option<u64> {
-        Some(self.last()?.index + 1)
-    }
-
-    fn last(&self) -> Option<LogId> {
-        self.entries.last_key_value().map(|(_, entry)| entry.log_id).or(self.purged)
-    }
-
-    /// Reads one record of the file.
-    fn replay(&mut self, record: Record) -> Result<()> {
-        match record {
-            Record::Entry { index, body } => {
-                let entry: Entry = codec::from_body::<WireEntry>(&body)?.try_into()?;
-                if entry.log_id.index != index {
-                    return Err(Error::refused(format!("entry {} stands for index {index}", entry.log_id)));
-                }
-                self.entries.insert(index, entry);
-            }
-            Record::Vote(body) => self.vote = Some(codec::from_body::<WireVote>(&body)?.into()),
-            Record::Truncate { next } => drop(self.entries.split_off(&next)),
-            Record::Purge { first, body } => {
-                self.entries = self.entries.split_off(&first);
-                self.purged = Some(log_id(&body)?);
-            }
-            Record::Committed(body) => self.committed = Some(log_id(&body)?),
+/// Reads one record of the file. Each entry is decoded, so that one of a later version is refused at the start.
+fn replay(tail: &mut Tail, record: Record<'_>, place: Place) -> Result<()> {
+    match record {
+        Record::Entry { index, .. } => {
+            entry(&record)?;
+            let too_many = |_| Error::refused("more segments than this version can count");
+            tail.found(index, place, record.bytes()).map_err(too_many)?;
         }
-        Ok(())
+        Record::Vote(body) => tail.vote = Some(codec::from_body::<WireVote>(&body)?.into()),
+        Record::Truncate { next } => tail.truncate(next, None),
+        Record::Purge { body, .. } => drop(tail.purge(log_id(&body)?)),
+        Record::Committed(body) => tail.committed = Some(log_id(&body)?),
     }
-
-    /// Clones of the entries in `start..end`, up to `bytes` of payload but at least one.
-    fn read(&self, start: u64, end: u64, bytes: usize) -> Vec<Entry> {
-        if start >= end {
-            return vec![];
-        }
-        let mut left = Some(bytes);
-        let within = |(_, entry): &(&u64, &Entry)| {
-            let fits = left.is_some();
-            left = left.and_then(|left| left.checked_sub(payload_bytes(entry)));
-            fits
-        };
-        self.entries.range(start..end).take_while(within).map(|(_, entry)| entry.clone()).collect()
-    }
+    Ok(())
 }
 
 impl Log {
@@ -108,9 +79,11 @@ impl Log {
     ///
     /// Refused, with one line saying why and what to do, if it is damaged, shorter than what was acknowledged, or in use.
     pub fn open(dir: &Path, options: Options) -> Result<Self> {
-        let mut tail = Tail::default();
-        let wal = Wal::open(dir, options, |record| tail.replay(record))?;
-        Ok(Self(Arc::new(Inner { wal, tail: Mutex::new(tail) })))
+        let mut tail = Tail::new(options.cache_bytes);
+        let wal = Wal::open(dir, options, |record, place| replay(&mut tail, record, place))?;
+        let last = tail.last_extent().map(|extent| wal::read(dir, &[extent], |record| entry(&record))).transpose()?;
+        tail.set_last(last.iter().flatten().map(|entry| entry.log_id).next());
+        Ok(Self(Arc::new(Inner { dir: dir.to_path_buf(), wal, tail: Arc::new(Mutex::new(tail)) })))
     }
 
     /// Writes what is queued and ends the thread; later writes fail. Call it after openraft has shut down.
@@ -136,11 +109,50 @@ impl Log {
         self.0.wal.bytes()
     }
 
-    fn tail(&self) -> MutexGuard<'_, Tail> {
-        self.0.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Bytes of the entries after `index`.
+    pub fn bytes_after(&self, index: u64) -> u64 {
+        self.tail().bytes_after(index)
     }
 
-    async fn room(&self, records: &[Record]) -> Result<Room> {
+    /// The lowest index from which on the entries up to `last` have no more than `bytes`; `last + 1` if none does.
+    pub fn reach_back(&self, last: u64, bytes: u64) -> u64 {
+        self.tail().reach_back(last, bytes)
+    }
+
+    /// Entries in memory, and entries in all.
+    pub fn counts(&self) -> (usize, usize) {
+        self.tail().counts()
+    }
+
+    fn tail(&self) -> MutexGuard<'_, Tail> {
+        lock(&self.0.tail)
+    }
+
+    /// Entries of `start..end` that the log holds, up to `limit` bytes of them, but at least one.
+    async fn read(&self, start: u64, end: u64, limit: u64) -> io::Result<Vec<Entry>> {
+        loop {
+            let Plan { first, stored, cached } = self.tail().plan(start, end, limit);
+            if stored.is_empty() {
+                return Ok(cached);
+            }
+            let log = self.clone();
+            let read = move || wal::read(&log.0.dir, &stored, |record| entry(&record));
+            match tokio::task::spawn_blocking(read).await.map_err(io::Error::other)? {
+                Ok(mut entries) => {
+                    entries.extend(cached);
+                    return Ok(entries);
+                }
+                // Its file went while it was being read.
+                Err(_) if self.tail().starts_after(first) => {}
+                Err(e) => {
+                    self.0.wal.fail(&e);
+                    return Err(e.into());
+                }
+            }
+        }
+    }
+
+    async fn room(&self, records: &[Record<'static>]) -> Result<Room> {
         if let Some(why) = &*self.0.wal.failure().borrow() {
             return Err(Error::fatal(why));
         }
@@ -154,11 +166,29 @@ impl RaftLogReader<TypeConfig> for Log {
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         let (start, end) = half_open(&range);
-        Ok(self.tail().read(start, end, usize::MAX))
+        self.read(start, end, u64::MAX).await
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        Ok(self.tail().read(start, end, READ_BYTES_MAX))
+        self.read(start, end, READ_BYTES_MAX).await
+    }
+
+    /// What apply reads after a start can be all of the log: never more than a part of it is in memory.
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (start, end) = half_open(&range);
+        let log = self.clone();
+        let parts = stream::try_unfold(start, move |start| {
+            let log = log.clone();
+            async move {
+                let part = log.read(start, end, READ_BYTES_MAX).await?;
+                let next = part.last().map(|entry| entry.log_id.index + 1);
+                Ok::<_, io::Error>(next.map(|next| (stream::iter(part.into_iter().map(Ok)), next)))
+            }
+        });
+        Box::pin(parts.try_flatten())
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -179,21 +209,21 @@ impl RaftLogStorage<TypeConfig> for Log {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        let records = vec![Record::Vote(codec::body(&WireVote::from(vote))?)];
+        let records = vec![Record::Vote(codec::body(&WireVote::from(vote))?.into())];
         let room = self.room(&records).await?;
         let (done, synced) = oneshot::channel();
         {
             let mut tail = self.tail();
             tail.vote = Some(*vote);
             // Nobody listens any more if openraft was shut down meanwhile.
-            self.0.wal.submit(records, room, Done::new(|outcome| drop(done.send(outcome))));
+            self.0.wal.submit(records, room, Done::new(|outcome| drop(done.send(outcome.map(|_| ())))));
         }
         synced.await.map_err(io::Error::other)?
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let Some(committed) = committed else { return Ok(()) };
-        let records = vec![Record::Committed(codec::body(&WireLogId::from(&committed))?)];
+        let records = vec![Record::Committed(codec::body(&WireLogId::from(&committed))?.into())];
         let room = self.room(&records).await?;
         let mut tail = self.tail();
         tail.committed = Some(committed);
@@ -221,8 +251,13 @@ impl RaftLogStorage<TypeConfig> for Log {
         if entries.iter().try_fold(tail.next(), follows).is_none() {
             return Err(io::Error::other(format!("a hole: entries after {:?} that do not follow it", tail.last())));
         }
-        tail.entries.extend(entries.into_iter().map(|entry| (entry.log_id.index, entry)));
-        self.0.wal.submit(records, room, Done::new(|outcome| callback.io_completed(outcome)));
+        let queued = tail.append(entries, records.iter().map(Record::bytes));
+        let noted = Arc::clone(&self.0.tail);
+        let done = Done::new(move |outcome| {
+            let outcome = outcome.map(|place| lock(&noted).written(queued, place));
+            callback.io_completed(outcome);
+        });
+        self.0.wal.submit(records, room, done);
         Ok(())
     }
 
@@ -235,7 +270,7 @@ impl RaftLogStorage<TypeConfig> for Log {
             return Err(io::Error::other(format!("cannot truncate from {next} on, it is purged to {:?}", tail.purged)));
         }
         if tail.next().is_some_and(|end| next < end) {
-            tail.entries.split_off(&next);
+            tail.truncate(next, last);
             self.0.wal.submit(records, room, Done::none());
         }
         Ok(())
@@ -243,7 +278,7 @@ impl RaftLogStorage<TypeConfig> for Log {
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         let first = upto.index + 1;
-        let records = vec![Record::Purge { first, body: codec::body(&WireLogId::from(&upto))? }];
+        let records = vec![Record::Purge { first, body: codec::body(&WireLogId::from(&upto))?.into() }];
         let room = self.room(&records).await?;
         // Many entries take a while to free: after the lock is released.
         let _purged = {
@@ -251,10 +286,8 @@ impl RaftLogStorage<TypeConfig> for Log {
             if tail.purged.as_ref().is_some_and(|purged| upto.index <= purged.index) {
                 return Ok(());
             }
-            let kept = tail.entries.split_off(&first);
-            tail.purged = Some(upto);
             self.0.wal.submit(records, room, Done::none());
-            std::mem::replace(&mut tail.entries, kept)
+            tail.purge(upto)
         };
         Ok(())
     }
@@ -265,19 +298,28 @@ fn log_id(body: &[u8]) -> Result<LogId> {
 }
 
 /// Refused if the entry is longer than what can be read back.
-fn record(entry: &Entry) -> Result<Record> {
+fn record(entry: &Entry) -> Result<Record<'static>> {
     let body = codec::body(&WireEntry::from(entry))?;
     if body.len() > codec::BODY_BYTES_MAX {
         return Err(Error::refused(format!("entry {} has {} bytes, too many for the log", entry.log_id, body.len())));
     }
-    Ok(Record::Entry { index: entry.log_id.index, body })
+    Ok(Record::Entry { index: entry.log_id.index, body: body.into() })
 }
 
-fn payload_bytes(entry: &Entry) -> usize {
-    match &entry.payload {
-        EntryPayload::Normal(Payload(bytes)) => bytes.len(),
-        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+/// The opposite of [`record`].
+fn entry(record: &Record<'_>) -> Result<Entry> {
+    let Record::Entry { index, body } = record else {
+        return Err(Error::fatal(format!("{record:?} stands where an entry should")));
+    };
+    let entry: Entry = codec::from_body::<WireEntry>(body)?.try_into()?;
+    match entry.log_id.index == *index {
+        true => Ok(entry),
+        false => Err(Error::refused(format!("entry {} stands for index {index}", entry.log_id))),
     }
+}
+
+fn lock(tail: &Mutex<Tail>) -> MutexGuard<'_, Tail> {
+    tail.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn half_open(range: &impl RangeBounds<u64>) -> (u64, u64) {

@@ -168,7 +168,8 @@ async fn a_killed_process_loses_nothing_acknowledged() {
 /// Entries of an older term replace newer ones across the border of a segment, and stay readable, reopened as well.
 #[tokio::test]
 async fn entries_that_replace_a_longer_conflicting_tail_are_readable() {
-    for segment_bytes in [1, 300, 1 << 20] {
+    for (segment_bytes, cache_bytes) in [1, 300, 1 << 20].into_iter().flat_map(|s| [0, 700, 1 << 20].map(|c| (s, c))) {
+        let options = |segment_bytes| Options { cache_bytes, ..options(segment_bytes) };
         let dir = tempfile::tempdir().unwrap();
         let mut rig = Rig::new(open(dir.path(), options(segment_bytes)).unwrap());
         rig.append(2, 0..10).await;
@@ -247,7 +248,7 @@ async fn one_read_is_bounded_in_bytes_but_never_empty() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path(), options(64 << 20)).unwrap();
     let big = |index| {
-        let payload = moim_raft::wire::WirePayload::Normal(vec![7; 3 << 20].into());
+        let payload = moim_raft::wire::WirePayload::Normal(vec![7; 3 << 19].into());
         let id = moim_raft::wire::WireLogId { term: 1, node: 1, index };
         moim_raft::wire::WireEntry { id, payload }.try_into().unwrap()
     };
@@ -272,7 +273,8 @@ async fn a_random_history_reads_back_as_its_model() {
     for seed in 0..20 {
         let dir = tempfile::tempdir().unwrap();
         let mut dice = Dice(seed);
-        let options = || options([1, 200, 2000][seed as usize % 3]);
+        let cache_bytes = [0, 400, 1 << 20, 1500][seed as usize % 4];
+        let options = || Options { cache_bytes, ..options([1, 200, 2000][seed as usize % 3]) };
         let mut rig = Rig::new(open(dir.path(), options()).unwrap());
         let (mut term, mut first, mut next) = (1, 0, 0);
         for step in 0..120 {

@@ -42,10 +42,10 @@ pub struct Flusher {
     /// Where the next record goes. All before it is synced.
     end: Place,
     /// Waits for the next group, or for the mark.
-    committed: Option<Record>,
+    committed: Option<Record<'static>>,
     buffer: Vec<u8>,
     bytes: Arc<AtomicU64>,
-    failure: watch::Sender<Option<Failure>>,
+    failure: Arc<watch::Sender<Option<Failure>>>,
 }
 
 impl Flusher {
@@ -55,7 +55,7 @@ impl Flusher {
         options: Options,
         recovered: Recovered,
         bytes: Arc<AtomicU64>,
-        failure: watch::Sender<Option<Failure>>,
+        failure: Arc<watch::Sender<Option<Failure>>>,
     ) -> io::Result<Self> {
         let Recovered { mut mark, mut state, open, end } = recovered;
         mark.set(end)?;
@@ -83,8 +83,8 @@ impl Flusher {
 
     /// Works until the queue is closed and empty.
     pub fn run(mut self, queue: &Receiver<Job>) {
-        while let Some((group, mark_is_due)) = self.next(queue) {
-            let failed = self.write(&group).err().map(|e| self.fail(format!("the log cannot be written: {e}")));
+        while let Some((mut group, mark_is_due)) = self.next(queue) {
+            let failed = self.write(&mut group).err().map(|e| self.fail(format!("the log cannot be written: {e}")));
             group.into_iter().for_each(|job| job.answer(failed.as_ref()));
             let failed = failed.or_else(|| {
                 self.tidy(mark_is_due).err().map(|e| self.fail(format!("the files of the log cannot be kept: {e}")))
@@ -126,13 +126,14 @@ impl Flusher {
     }
 
     /// One write and one sync for the whole group. A commit point waits for company, or for the mark.
-    fn write(&mut self, group: &[Job]) -> io::Result<()> {
-        let is_committed = |record: &&Record| matches!(record, Record::Committed(_));
-        let (committed, records): (Vec<_>, Vec<_>) = group.iter().flat_map(|job| &job.records).partition(is_committed);
-        if let Some(last) = committed.last() {
-            self.committed = Some((*last).clone());
+    fn write(&mut self, group: &mut [Job]) -> io::Result<()> {
+        let is_committed = |record: &Record<'_>| matches!(record, Record::Committed(_));
+        let records = || group.iter().flat_map(|job| &job.records);
+        let alone = records().all(is_committed);
+        if let Some(last) = records().rfind(|record| is_committed(record)) {
+            self.committed = Some(last.clone());
         }
-        if records.is_empty() && (self.committed.is_none() || !group.is_empty()) {
+        if alone && (self.committed.is_none() || !group.is_empty()) {
             return Ok(());
         }
         if self.end.offset >= self.options.segment_bytes {
@@ -140,7 +141,10 @@ impl Flusher {
         }
         self.buffer.clear();
         record::frame_group(&mut self.buffer, self.header.spot(self.end.offset));
-        records.into_iter().try_for_each(|record| self.add(record))?;
+        for job in group {
+            job.place = Place { offset: self.end.offset + self.buffer.len() as u64, ..self.end };
+            job.records.iter().filter(|record| !is_committed(record)).try_for_each(|record| self.add(record))?;
+        }
         if let Some(committed) = self.committed.take() {
             self.add(&committed)?;
         }
@@ -150,7 +154,7 @@ impl Flusher {
         Ok(())
     }
 
-    fn add(&mut self, record: &Record) -> io::Result<()> {
+    fn add(&mut self, record: &Record<'_>) -> io::Result<()> {
         self.state.apply(record)?;
         record.frame(&mut self.buffer, self.header.spot(self.end.offset));
         Ok(())

@@ -38,6 +38,7 @@
 
 mod flusher;
 mod mark;
+mod read;
 pub mod record;
 mod recover;
 mod segment;
@@ -59,7 +60,11 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use self::{flusher::Flusher, record::Record};
+pub use self::read::{Extent, read};
+use self::{
+    flusher::Flusher,
+    record::{Place, Record},
+};
 use crate::error::{Error, Result};
 
 /// Bytes that may wait for the disk. Past it, [`Wal::room`] waits, and with it the one who wants to write.
@@ -76,6 +81,9 @@ pub type SyncFn = Arc<dyn Fn(&File) -> io::Result<()> + Send + Sync>;
 pub struct Options {
     /// A segment that has reached this many bytes is followed by a new one. It can be longer by one group.
     pub segment_bytes: u64,
+    /// Bytes of the newest entries that [`crate::log`] keeps in memory, what it spends on each included. Older ones are
+    /// read from the files.
+    pub cache_bytes: usize,
     /// The mark lags no further behind than this.
     pub mark_every: Duration,
     /// [`File::sync_data`]; tests count, hold up and fail it.
@@ -84,7 +92,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, mark_every: Duration::from_secs(1), sync: Arc::new(File::sync_data) }
+        Self {
+            segment_bytes: 64 << 20,
+            cache_bytes: 32 << 20,
+            mark_every: Duration::from_secs(1),
+            sync: Arc::new(File::sync_data),
+        }
     }
 }
 
@@ -97,11 +110,14 @@ impl fmt::Debug for Options {
 /// Room in the queue; given back once the job that holds it is answered.
 pub struct Room(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
 
-/// Called exactly once with a job's outcome, on the flusher's thread; it must not block. Dropped unanswered, it says so.
-pub struct Done(Option<Box<dyn FnOnce(io::Result<()>) + Send>>);
+type Answer = dyn FnOnce(io::Result<Place>) + Send;
+
+/// Called exactly once with a job's outcome, on the flusher's thread; it must not block. The place is that of the job's first
+/// record, the others follow it without a gap. (That of a commit point says nothing.) Dropped unanswered, it says so.
+pub struct Done(Option<Box<Answer>>);
 
 impl Done {
-    pub fn new(call: impl FnOnce(io::Result<()>) + Send + 'static) -> Self {
+    pub fn new(call: impl FnOnce(io::Result<Place>) + Send + 'static) -> Self {
         Self(Some(Box::new(call)))
     }
 
@@ -110,7 +126,7 @@ impl Done {
         Self(None)
     }
 
-    fn answer(mut self, outcome: io::Result<()>) {
+    fn answer(mut self, outcome: io::Result<Place>) {
         if let Some(call) = self.0.take() {
             call(outcome);
         }
@@ -127,7 +143,9 @@ impl Drop for Done {
 
 /// Records that are written together, in order.
 struct Job {
-    records: Vec<Record>,
+    records: Vec<Record<'static>>,
+    /// Where they were written.
+    place: Place,
     done: Done,
     _room: Room,
 }
@@ -138,7 +156,7 @@ impl Job {
     }
 
     fn answer(self, failure: Option<&Failure>) {
-        self.done.answer(failure.map_or(Ok(()), |why| Err(io::Error::other(why.to_string()))));
+        self.done.answer(failure.map_or(Ok(self.place), |why| Err(io::Error::other(why.to_string()))));
     }
 }
 
@@ -148,15 +166,15 @@ pub struct Wal {
     thread: Mutex<Option<JoinHandle<()>>>,
     room: Arc<Semaphore>,
     bytes: Arc<AtomicU64>,
-    failure: watch::Receiver<Option<Failure>>,
+    failure: Arc<watch::Sender<Option<Failure>>>,
 }
 
 impl Wal {
     /// Opens the log in `dir`, making the folder and the log if there are none, and hands every record to `visit`, in
-    /// order, from the oldest segment on. Blocks while it reads.
+    /// order, from the oldest segment on, with where it lies. Blocks while it reads; holds one segment in memory at a time.
     ///
     /// Refused if it is damaged, shorter than what was synced, or in use; also with the error of `visit`.
-    pub fn open(dir: &Path, options: Options, visit: impl FnMut(Record) -> Result<()>) -> Result<Self> {
+    pub fn open(dir: &Path, options: Options, visit: impl FnMut(Record<'_>, Place) -> Result<()>) -> Result<Self> {
         let fatal = |e: io::Error| Error::fatal(format!("cannot open the log in {}: {e}", dir.display()));
         if !dir.exists() {
             fs::create_dir(dir).map_err(fatal)?;
@@ -164,10 +182,10 @@ impl Wal {
             segment::sync_dir(parent).map_err(fatal)?;
         }
         let recovered = recover::recover(dir, visit)?;
-        let (failure, failed) = watch::channel(None);
+        let failure = Arc::new(watch::channel(None).0);
         let bytes = Arc::new(AtomicU64::new(0));
-        let flusher =
-            Flusher::new(dir.to_path_buf(), options, recovered, Arc::clone(&bytes), failure).map_err(fatal)?;
+        let flusher = Flusher::new(dir.to_path_buf(), options, recovered, Arc::clone(&bytes), Arc::clone(&failure));
+        let flusher = flusher.map_err(fatal)?;
         let (queue, jobs) = mpsc::channel();
         let run = move || flusher.run(&jobs);
         let thread = thread::Builder::new().name("log".into()).spawn(run).map_err(fatal)?;
@@ -176,7 +194,7 @@ impl Wal {
             thread: Mutex::new(Some(thread)),
             room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
             bytes,
-            failure: failed,
+            failure,
         })
     }
 
@@ -190,8 +208,8 @@ impl Wal {
     /// longer than [`record::BODY_BYTES_MAX`].
     ///
     /// A record that would leave a hole is a bug, and stops the log with an error.
-    pub fn submit(&self, records: Vec<Record>, room: Room, done: Done) {
-        let job = Job { records, done, _room: room };
+    pub fn submit(&self, records: Vec<Record<'static>>, room: Room, done: Done) {
+        let job = Job { records, place: Place::default(), done, _room: room };
         if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
             // A flusher that is gone cannot take it: then it is dropped, which answers it.
             let _ = queue.send(job);
@@ -205,7 +223,18 @@ impl Wal {
 
     /// The first and final error, once there is one.
     pub fn failure(&self) -> watch::Receiver<Option<Failure>> {
-        self.failure.clone()
+        self.failure.subscribe()
+    }
+
+    /// What was written could not be read back: as final as a failed write.
+    pub fn fail(&self, why: &Error) {
+        let (Error::Unavailable(why) | Error::Refused(why) | Error::Fatal(why)) = why;
+        tracing::error!("{why}");
+        self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            failure.get_or_insert_with(|| Failure::from(why.as_str()));
+            first
+        });
     }
 
     /// Writes what is queued, moves the mark to the end, and ends the thread. Later jobs are answered with an error.

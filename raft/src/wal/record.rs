@@ -8,7 +8,7 @@
 //! It covers where the record was written, the random salt of its file and the offset: what a file system leaves in a tail
 //! after a power cut, or a client puts into a message, is never taken for a record.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use crate::error::{Error, Result};
 
@@ -28,20 +28,20 @@ const COMMITTED: u8 = 6;
 /// One step in the life of the log. Bodies are the caller's, opaque here; indexes are not, for the file must know which
 /// segments are still needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Record {
+pub enum Record<'a> {
     /// The entry at `index`, which is the log's next.
-    Entry { index: u64, body: Vec<u8> },
+    Entry { index: u64, body: Cow<'a, [u8]> },
     /// The vote; the last one counts.
-    Vote(Vec<u8>),
+    Vote(Cow<'a, [u8]>),
     /// Entries from `next` on are gone; `next` is the next to be written.
     Truncate { next: u64 },
     /// Entries below `first` are no longer needed. `body` says more about the last of them; the last record counts.
-    Purge { first: u64, body: Vec<u8> },
+    Purge { first: u64, body: Cow<'a, [u8]> },
     /// How far the log was known to be committed; the last one counts. It never causes a sync of its own.
-    Committed(Vec<u8>),
+    Committed(Cow<'a, [u8]>),
 }
 
-impl Record {
+impl<'a> Record<'a> {
     /// Bytes that it takes in a file, header included.
     pub fn bytes(&self) -> usize {
         HEADER_BYTES
@@ -63,19 +63,31 @@ impl Record {
         }
     }
 
+    /// The same, owing nothing to what it was read from.
+    pub fn to_owned(&self) -> Record<'static> {
+        let body = |body: &Cow<'a, [u8]>| Cow::Owned(body.to_vec());
+        match self {
+            Self::Entry { index, body: entry } => Record::Entry { index: *index, body: body(entry) },
+            Self::Vote(vote) => Record::Vote(body(vote)),
+            Self::Truncate { next } => Record::Truncate { next: *next },
+            Self::Purge { first, body: last } => Record::Purge { first: *first, body: body(last) },
+            Self::Committed(committed) => Record::Committed(body(committed)),
+        }
+    }
+
     /// The record of a frame that was found whole; `None` for the one in front of a group.
-    pub fn read(kind: u8, body: &[u8]) -> Result<Option<Self>> {
+    pub fn read(kind: u8, body: &'a [u8]) -> Result<Option<Self>> {
         let number = || match body.split_first_chunk::<8>() {
-            Some((number, rest)) => Ok((u64::from_be_bytes(*number), rest.to_vec())),
+            Some((number, rest)) => Ok((u64::from_be_bytes(*number), Cow::Borrowed(rest))),
             None => Err(Error::refused(format!("a record of kind {kind} is too short"))),
         };
         Ok(Some(match kind {
             GROUP => return Ok(None),
             ENTRY => number().map(|(index, body)| Self::Entry { index, body })?,
-            VOTE => Self::Vote(body.to_vec()),
+            VOTE => Self::Vote(body.into()),
             TRUNCATE => number().map(|(next, _)| Self::Truncate { next })?,
             PURGE => number().map(|(first, body)| Self::Purge { first, body })?,
-            COMMITTED => Self::Committed(body.to_vec()),
+            COMMITTED => Self::Committed(body.into()),
             _ => return Err(Error::refused(format!("a record of kind {kind}, which only a later version knows"))),
         }))
     }
@@ -164,11 +176,11 @@ mod tests {
     #[test]
     fn a_record_is_read_only_where_it_was_written() {
         let records = [
-            Record::Entry { index: 7, body: b"body".to_vec() },
-            Record::Vote(b"vote".to_vec()),
+            Record::Entry { index: 7, body: b"body".into() },
+            Record::Vote(b"vote".into()),
             Record::Truncate { next: 5 },
-            Record::Purge { first: 4, body: b"id".to_vec() },
-            Record::Committed(vec![]),
+            Record::Purge { first: 4, body: b"id".into() },
+            Record::Committed(b"".into()),
         ];
         for record in records {
             let mut out = Vec::new();

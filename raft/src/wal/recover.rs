@@ -5,6 +5,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
+    io::Read,
     path::Path,
 };
 
@@ -28,10 +29,10 @@ pub struct Recovered {
     pub end: Place,
 }
 
-/// Reads the log in `dir`, handing every record to `visit` in order. Removes what an interrupted start or end of a
+/// Reads the log in `dir`, one segment at a time, handing every record to `visit` in order, with where it lies. Removes what an interrupted start or end of a
 /// segment has left, and cuts off a torn tail. Syncs the end of the log, for the bytes it has just vouched for may still
 /// be in memory only, left there by a killed process.
-pub fn recover(dir: &Path, mut visit: impl FnMut(Record) -> Result<()>) -> Result<Recovered> {
+pub fn recover(dir: &Path, mut visit: impl FnMut(Record<'_>, Place) -> Result<()>) -> Result<Recovered> {
     let mut numbers = list(dir)?;
     let mark = Mark::open(dir, numbers.is_empty())?;
     if drop_unfinished(dir, &numbers, mark.at())? {
@@ -53,17 +54,19 @@ pub fn recover(dir: &Path, mut visit: impl FnMut(Record) -> Result<()>) -> Resul
     let mut state = None;
     let mut end = Place::default();
     let mut open = None;
+    // One buffer for all: fresh memory for each file would cost as much as reading it.
+    let mut bytes = Vec::new();
     for number in run {
-        let bytes = read(dir, number)?;
+        read(dir, number, &mut bytes)?;
         let Some(header) = Header::decode(&bytes, number)? else {
             return refuse(dir, format!("the header of segment {number} is damaged"));
         };
         let state = state.get_or_insert_with(|| State::from_span(header.span));
         check_follows(dir, end, &header, state)?;
         state.begin(number);
-        let offset = segment::scan(&bytes, &header, dir, |record| {
+        let offset = segment::scan(&bytes, &header, dir, |record, offset| {
             state.apply(&record)?;
-            visit(record)
+            visit(record, Place { segment: number, offset })
         })?;
         end = Place { segment: number, offset: offset as u64 };
         open = (offset == bytes.len()).then_some(header);
@@ -90,15 +93,17 @@ fn list(dir: &Path) -> Result<Vec<u64>> {
     segment::list(dir).map_err(|e| Error::fatal(format!("cannot list {}: {e}", dir.display())))
 }
 
-fn read(dir: &Path, number: u64) -> Result<Vec<u8>> {
-    fs::read(segment::path(dir, number)).map_err(|e| Error::fatal(format!("cannot read segment {number}: {e}")))
+fn read(dir: &Path, number: u64, bytes: &mut Vec<u8>) -> Result<()> {
+    bytes.clear();
+    let read = File::open(segment::path(dir, number)).and_then(|mut file| file.read_to_end(bytes));
+    read.map(|_| ()).map_err(|e| Error::fatal(format!("cannot read segment {number}: {e}")))
 }
 
 /// A crash while a segment was being made can leave it without a whole header. Nothing was ever promised on such a
 /// file: the mark reaches a segment before its first group is written.
 fn drop_unfinished(dir: &Path, numbers: &[u64], mark: Place) -> Result<bool> {
     let Some(&last) = numbers.last() else { return Ok(false) };
-    if mark.segment >= last || Header::decode(&read(dir, last)?, last)?.is_some() {
+    if mark.segment >= last || segment::header(dir, last)?.is_some() {
         return Ok(false);
     }
     remove(dir, &[last])?;

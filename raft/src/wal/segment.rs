@@ -83,6 +83,16 @@ pub fn path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:016}.wal"))
 }
 
+/// The header of a segment's file; `None` if the file does not start with a whole one of that number.
+pub fn header(dir: &Path, number: u64) -> Result<Option<Header>> {
+    let mut start = [0; HEADER_BYTES];
+    match File::open(path(dir, number)).and_then(|file| file.read_exact_at(&mut start, 0)) {
+        Ok(()) => Header::decode(&start, number),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(e) => Err(Error::fatal(format!("cannot read segment {number}: {e}"))),
+    }
+}
+
 /// The numbers of all segments in `dir`, in order. Files of other names are left alone.
 pub fn list(dir: &Path) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
@@ -112,12 +122,18 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Hands every record to `visit`, in order. Gives the offset where the next record would be: the length of the file, or
+/// Hands every record to `visit` with the offset where it lies, in order. Gives the offset where the next record would be: the length of the file, or
 /// where the first one lies that is not whole.
-pub fn scan(bytes: &[u8], header: &Header, dir: &Path, mut visit: impl FnMut(Record) -> Result<()>) -> Result<usize> {
+pub fn scan(
+    bytes: &[u8],
+    header: &Header,
+    dir: &Path,
+    mut visit: impl FnMut(Record<'_>, u64) -> Result<()>,
+) -> Result<usize> {
     let mut offset = HEADER_BYTES;
     while let Some((kind, body)) = record::parse(&bytes[offset..], header.spot(offset as u64)) {
-        let read = Record::read(kind, body).and_then(|record| record.map_or(Ok(()), &mut visit));
+        let read =
+            Record::read(kind, body).and_then(|record| record.map_or(Ok(()), |record| visit(record, offset as u64)));
         if let Err(Error::Refused(why)) = read {
             let place = Place { segment: header.number, offset: offset as u64 };
             return Err(Error::refused(format!(

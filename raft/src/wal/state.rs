@@ -20,7 +20,7 @@ impl Span {
     }
 
     /// Refused if it would leave a hole. Only a log that never held anything may start at any index.
-    fn apply(&mut self, record: &Record) -> Result<()> {
+    fn apply(&mut self, record: &Record<'_>) -> Result<()> {
         match record {
             Record::Entry { index, .. } => {
                 if *self == Self::default() {
@@ -48,21 +48,21 @@ impl Span {
 /// The records of which the last one counts. Each segment starts with them, so earlier segments can go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Carry {
-    vote: Option<Record>,
-    purge: Option<Record>,
-    committed: Option<Record>,
+    vote: Option<Record<'static>>,
+    purge: Option<Record<'static>>,
+    committed: Option<Record<'static>>,
 }
 
 impl Carry {
-    pub fn records(&self) -> impl Iterator<Item = &Record> {
+    pub fn records(&self) -> impl Iterator<Item = &Record<'static>> {
         [&self.vote, &self.purge, &self.committed].into_iter().flatten()
     }
 
-    fn apply(&mut self, record: &Record) {
+    fn apply(&mut self, record: &Record<'_>) {
         match record {
-            Record::Vote(_) => self.vote = Some(record.clone()),
-            Record::Purge { .. } => self.purge = Some(record.clone()),
-            Record::Committed(_) => self.committed = Some(record.clone()),
+            Record::Vote(_) => self.vote = Some(record.to_owned()),
+            Record::Purge { .. } => self.purge = Some(record.to_owned()),
+            Record::Committed(_) => self.committed = Some(record.to_owned()),
             Record::Entry { .. } | Record::Truncate { .. } => {}
         }
     }
@@ -99,7 +99,7 @@ impl State {
         self.segments.push_back(Segment { number, bytes: 0, top: 0 });
     }
 
-    pub fn apply(&mut self, record: &Record) -> Result<()> {
+    pub fn apply(&mut self, record: &Record<'_>) -> Result<()> {
         let was_empty = self.span.is_empty();
         self.span.apply(record)?;
         self.carry.apply(record);
@@ -140,12 +140,12 @@ impl State {
 mod tests {
     use super::*;
 
-    fn entry(index: u64) -> Record {
-        Record::Entry { index, body: vec![] }
+    fn entry(index: u64) -> Record<'static> {
+        Record::Entry { index, body: b"".into() }
     }
 
-    fn purge(first: u64) -> Record {
-        Record::Purge { first, body: vec![] }
+    fn purge(first: u64) -> Record<'static> {
+        Record::Purge { first, body: b"".into() }
     }
 
     #[test]
