@@ -102,15 +102,16 @@ name!(
 pub struct Sid(String);
 
 impl Sid {
-    /// From 20 random bytes, of which 6 bits each are used.
-    pub fn from_random(bytes: [u8; 20]) -> Self {
+    /// From 16 random bytes, of which 6 bits each are used: as long as a socket's id in Socket.IO libraries.
+    pub fn from_random(bytes: [u8; 16]) -> Self {
         Self(url_safe(&bytes))
     }
 
     /// A sid as somebody wrote it; `None` when it cannot be one.
     pub fn parse(text: &str) -> Option<Self> {
         let known = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        (text.len() == 20 && text.bytes().all(known)).then(|| Self(text.to_owned()))
+        // 20: made by versions before.
+        (matches!(text.len(), 16 | 20) && text.bytes().all(known)).then(|| Self(text.to_owned()))
     }
 
     pub fn as_str(&self) -> &str {

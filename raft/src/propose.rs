@@ -379,7 +379,7 @@ mod tests {
     }
 
     fn say(text: String) -> Command {
-        let by = Holder { sid: Sid::from_random([7; 20]), generation: 1 };
+        let by = Holder { sid: Sid::from_random([7; 16]), generation: 1 };
         Command::Publish { by, room: Room::new("r").unwrap(), text, mid: None }
     }
 

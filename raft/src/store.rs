@@ -351,10 +351,16 @@ impl Store {
     }
 
     /// Sends to all other nodes what may be lost. Never waits.
-    pub fn bus_send(&self, bytes: &Bytes) {
-        if let Err(e) = self.0.peers.bus_send(bytes) {
-            tracing::debug!("not sent to the other nodes: {e}");
-        }
+    ///
+    /// # Errors
+    /// `Refused` when it is larger than the bus takes.
+    pub fn bus_send(&self, bytes: &Bytes) -> Result<()> {
+        self.0.peers.bus_send(None, bytes)
+    }
+
+    /// As [`Store::bus_send`], to one node.
+    pub fn bus_send_to(&self, node: NodeId, bytes: &Bytes) -> Result<()> {
+        self.0.peers.bus_send(Some(node), bytes)
     }
 
     /// Asks the layers above on another node.

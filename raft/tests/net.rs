@@ -361,7 +361,7 @@ async fn the_bus_delivers_in_order() {
     let (a, mut b) = pair(&temp).await;
     a.peers.set_peers([(a.id, peer(&a)), (b.id, peer(&b))]);
     for n in 0..500_u32 {
-        a.peers.bus_send(&Bytes::copy_from_slice(&n.to_be_bytes())).unwrap();
+        a.peers.bus_send(None, &Bytes::copy_from_slice(&n.to_be_bytes())).unwrap();
     }
     for n in 0..500_u32 {
         let (from, bytes) = timeout(5 * SECOND, b.bus.recv()).await.unwrap().unwrap();
@@ -389,11 +389,11 @@ async fn a_full_bus_drops_counts_and_does_not_block() {
     let frame = Bytes::from(vec![1; 50_000]);
     let begun = Instant::now();
     for _ in 0..4000 {
-        a.peers.bus_send(&frame).unwrap();
+        a.peers.bus_send(None, &frame).unwrap();
         tokio::task::yield_now().await;
     }
     assert!(begun.elapsed() < 5 * SECOND, "{:?}", begun.elapsed());
     assert!(a.peers.bus_dropped() > 1000, "{}", a.peers.bus_dropped());
-    assert!(a.peers.bus_send(&Bytes::from(vec![0; 70_000])).is_err(), "a frame over the bound");
+    assert!(a.peers.bus_send(None, &Bytes::from(vec![0; 70_000])).is_err(), "a frame over the bound");
     stuck.abort();
 }

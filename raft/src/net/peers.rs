@@ -126,13 +126,13 @@ impl Peers {
         }
     }
 
-    /// Sends to all peers of the bus. Never waits; delivered at most once, in order, or not at all.
-    pub fn bus_send(&self, bytes: &Bytes) -> Result<()> {
+    /// Sends to one peer of the bus, or to all. Never waits; delivered at most once, in order, or not at all.
+    pub fn bus_send(&self, to: Option<NodeId>, bytes: &Bytes) -> Result<()> {
         if bytes.len() > BUS_BYTES_MAX {
             return Err(Error::refused(format!("{} bytes are over the bus's bound of {BUS_BYTES_MAX}", bytes.len())));
         }
-        for peer in self.bus.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            if peer.queue.try_send(bytes.clone()).is_err() {
+        for (node, peer) in &*self.bus.lock().unwrap_or_else(PoisonError::into_inner) {
+            if to.is_none_or(|to| to == *node) && peer.queue.try_send(bytes.clone()).is_err() {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }

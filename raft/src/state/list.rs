@@ -208,7 +208,7 @@ mod tests {
     }
 
     fn sid(n: u8) -> Sid {
-        Sid::from_random([n; 20])
+        Sid::from_random([n; 16])
     }
 
     fn open(n: u8, ns: Namespace, user: &str) -> Command {
