@@ -1,10 +1,12 @@
 //! moim: a Socket.IO chat server that is deployed without downtime.
 
+pub mod adapter;
 pub mod admin;
 pub mod chat;
 pub mod client;
 pub mod config;
 pub mod drain;
+pub mod handlers;
 pub mod health;
 pub mod node;
 pub mod player;

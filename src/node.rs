@@ -10,6 +10,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use moim_raft::{
     Error, Feeds, Result, Secret, Store,
@@ -20,11 +21,16 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    adapter::{
+        Hub, SocketIo,
+        wire::{self, News},
+    },
     admin,
     chat::{self, Chat, event::Encoder, loss::Losses},
     client::{self, Gate, Records},
     config::{Auth, Config},
     drain::Drain,
+    handlers::Handlers,
     health::Health,
     player::{self, Seats},
     report::Report,
@@ -58,23 +64,27 @@ pub struct Node {
     pub started_at: std::time::Instant,
 }
 
-/// Runs a node until `shutdown`, then drains and stops it within `drain.deadline`.
+/// Runs a node with the chat and these handlers until `shutdown`, then drains and stops it within `drain.deadline`.
 ///
 /// # Errors
 /// `Refused` for what an operator has to change; `Fatal` when the node cannot keep its promises any more.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<ExitReason> {
+pub async fn run(
+    config: Config,
+    handlers: Handlers,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<ExitReason> {
     let client_port = bind("client", config.client).await?;
     let admin_port = bind("admin", config.admin).await?;
     let peer_port = bind("peer", config.peer).await?;
     let (store, feeds) = Store::open(store_config(&config)?, peer_port).await?;
-    let node = Arc::new(Node::new(config, store));
+    let node = Arc::new(Node::new(config, handlers, store));
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let admin_stop = stop.child_token();
     let ports_stop = stop.child_token();
     tasks.spawn(admin::serve(admin_port, node.clone(), admin_stop));
     let answering = node.clone();
-    node.store.on_ask(Box::new(move |question| admin::answer_peer(answering.clone(), question).boxed()));
+    node.store.on_ask(Box::new(move |question| answering.clone().answer(question).boxed()));
 
     let socketio = client::socketio::Settings {
         ping_interval: node.config.ping.interval,
@@ -83,7 +93,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         max_payload: node.config.limits.text * 2,
         ..Default::default()
     };
-    let (service, io) = client::socketio::service(&socketio, node.chat.records.clone(), web::routes());
+    let (service, io) =
+        client::socketio::service(&socketio, node.chat.records.clone(), web::routes(), node.chat.hub.clone());
     let gate = node.gate();
     tasks.spawn(client::serve(client_port, service, gate, client::Limits::default(), ports_stop.clone()));
 
@@ -120,7 +131,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
 }
 
 impl Node {
-    fn new(config: Config, store: Store) -> Self {
+    fn new(config: Config, handlers: Handlers, store: Store) -> Self {
         let encoder = Encoder::default();
         let seats = Arc::new(Seats::new(store.node(), config.limits.queue_bytes, encoder.clone()));
         let settings = chat::Settings {
@@ -138,6 +149,8 @@ impl Node {
             records: Records::default(),
             losses: Losses::default(),
             encoder,
+            hub: Hub::new(store.clone()),
+            handlers,
             settings,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -165,7 +178,7 @@ impl Node {
     }
 
     /// Waits until the node has started in its cluster, then plays, until `stop` or an error.
-    async fn serve(self: Arc<Self>, feeds: Feeds, io: socketioxide::SocketIo, stop: CancellationToken) -> Error {
+    async fn serve(self: Arc<Self>, feeds: Feeds, io: SocketIo, stop: CancellationToken) -> Error {
         let mut started = self.store.started();
         let never = async {
             stop.cancelled().await;
@@ -178,7 +191,8 @@ impl Node {
         if let Some(cluster) = self.store.cluster() {
             self.chat.encoder.name(&cluster);
         }
-        for ns in &self.config.namespaces {
+        let own = self.chat.handlers.namespaces().filter(|ns| !self.config.namespaces.iter().any(|known| known == ns));
+        for ns in self.config.namespaces.iter().map(String::as_str).chain(own) {
             if let Err(e) = chat::connect::register(&self.chat, &io, ns) {
                 return Error::refused(format!("the namespace {ns} cannot be served: {e}"));
             }
@@ -188,12 +202,29 @@ impl Node {
         let play = player::play(plays, self.chat.seats.clone(), self.report.clone());
         let volatile = async {
             while let Some(bytes) = bus.recv().await {
-                self.chat.receive_volatile(&bytes);
+                self.hear(&bytes);
             }
         };
         let forever = CancellationToken::new();
         tokio::join!(play, volatile, self.chat.losses.run(&self.store, &forever), self.tend());
         Error::fatal("the store has closed its feed")
+    }
+
+    /// What another node tells on the bus.
+    fn hear(&self, bytes: &[u8]) {
+        match wire::decode(bytes) {
+            Some(News::Broadcast { ns, to, volatile, event }) => self.chat.hub.broadcast(&ns, to, volatile, event),
+            Some(News::Volatile(event)) => self.chat.receive_volatile(event),
+            None => tracing::debug!("another node told something that this version does not know"),
+        }
+    }
+
+    /// What another node asks.
+    async fn answer(self: Arc<Self>, question: Bytes) -> Bytes {
+        match wire::is_adapters(&question) {
+            true => self.chat.hub.answer(&question).await,
+            false => admin::answer_peer(self, question).await,
+        }
     }
 
     /// What has to be looked at again and again.

@@ -92,6 +92,17 @@ impl Seats {
         }
     }
 
+    /// The seats of this node that are in one of these rooms, of one of these users, or named, each once.
+    pub fn named(&self, ns: &Namespace, rooms: &[Room], users: &[User], sids: &[Sid]) -> Vec<Arc<Seat>> {
+        let tables = self.lock();
+        let in_rooms = rooms.iter().filter_map(|room| tables.by_room.get(&(ns.clone(), room.clone())));
+        let of_users = users.iter().filter_map(|user| tables.by_user.get(&(ns.clone(), user.clone()))).flatten();
+        let named = of_users.chain(sids).filter_map(|sid| Some(&tables.seats.get(sid)?.seat));
+        let all = in_rooms.flat_map(BTreeMap::values).chain(named).filter(|seat| seat.ns == *ns);
+        let once: BTreeMap<&Sid, &Arc<Seat>> = all.map(|seat| (&seat.holder.sid, seat)).collect();
+        once.into_values().cloned().collect()
+    }
+
     fn in_room(&self, ns: &Namespace, room: &Room) -> Vec<Arc<Seat>> {
         let tables = self.lock();
         let seats = tables.by_room.get(&(ns.clone(), room.clone()));

@@ -8,6 +8,7 @@ use std::{
 use futures_util::{SinkExt, StreamExt};
 use moim::{
     config::{Auth, Config},
+    handlers::Handlers,
     node::{self, ExitReason},
 };
 use serde_json::{Value, json};
@@ -61,7 +62,7 @@ impl Node {
         config.drain.delay = Duration::from_millis(50);
         config.drain.window = Duration::from_millis(50);
         let (stop, stopped) = oneshot::channel::<()>();
-        let running = tokio::spawn(node::run(config, async move { _ = stopped.await }));
+        let running = tokio::spawn(node::run(config, Handlers::default(), async move { _ = stopped.await }));
         let node = Self { admin, client, stop, running, _data: data };
         timeout(Duration::from_secs(10), async {
             while node.try_get("/readyz").await.is_none_or(|(status, _)| status != 200) {
@@ -91,6 +92,18 @@ impl Node {
     async fn json(&self, method: &str, path: &str) -> (u16, Value) {
         let (status, body) = self.ask(method, path, "Host: localhost\r\n").await.expect("an answer");
         (status, serde_json::from_str(&body).unwrap_or_else(|_| panic!("{path} is not JSON: {body}")))
+    }
+
+    async fn post(&self, path: &str, body: &str) -> (u16, Value) {
+        let mut stream = TcpStream::connect(self.admin).await.expect("a connection");
+        let length = body.len();
+        let head =
+            format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+        stream.write_all(format!("{head}{body}").as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+        (head[9..12].parse().expect("a status"), serde_json::from_str(body).expect("JSON"))
     }
 
     async fn read(&self, path: &str) -> Value {
@@ -167,6 +180,7 @@ async fn every_error_has_one_shape() {
         ("GET", "/v1/state?consistency=maybe", 400, "bad_request"),
         ("GET", "/v1/state/hash?index=x", 400, "bad_request"),
         ("POST", "/v1/drain?force=perhaps", 400, "bad_request"),
+        ("POST", "/v1/emit", 400, "bad_request"),
         ("POST", "/v1/cluster", 405, "method_not_allowed"),
         ("GET", "/v1/drain", 405, "method_not_allowed"),
         ("POST", "/v1/drain", 409, "refused"),
@@ -223,6 +237,51 @@ async fn lists_are_paged_without_gaps_and_tell_one_story() {
     assert_eq!((&history["messages"][0]["user"], &history["more"]), (&json!("bo"), &json!(true)), "{history}");
     let gaps = node.read("/v1/gaps").await;
     assert_eq!((&gaps["resumed"], &gaps["fresh"]), (&json!(0), &json!(3)), "{gaps}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_from_outside_reaches_rooms_users_and_sids_once() {
+    let node = Node::start().await;
+    let mut ann = node.client("ann", &["here"]).await;
+    let mut bo = node.client("bo", &["here", "there"]).await;
+    let sids = node.read("/v1/sids?user=bo").await;
+    let emit = async |body: Value| node.post("/v1/emit", &body.to_string()).await;
+
+    let everything = json!({
+        "rooms": ["here", "there"], "users": ["ann", "bo"], "sids": [sids["sids"][0]["sid"]],
+        "event": "note", "args": [{ "n": 1.0 }, "text"],
+    });
+    assert_eq!(emit(everything).await, (200, json!({ "ok": true, "sockets": 2, "unreachable": [] })));
+    assert_eq!(emit(json!({ "users": ["bo"], "event": "bell" })).await.1["sockets"], json!(1));
+    assert_eq!(
+        emit(json!({ "users": ["bo"], "event": "dot", "args": [1], "volatile": true })).await.1["sockets"],
+        json!(1)
+    );
+    assert_eq!(emit(json!({ "rooms": ["nowhere"], "event": "x", "ns": "/normal-chat" })).await.1["sockets"], json!(0));
+    // The string is not the last argument, nor is the name.
+    heard(&mut ann, r#"42["note",{"n":1.0},"text",null]"#).await;
+    heard(&mut bo, r#"42["note",{"n":1.0},"text",null]"#).await;
+    let next = bo.next().await.expect("open").expect("a packet").into_text().expect("text");
+    assert_eq!(next.as_str(), r#"42["bell",null]"#, "each socket once");
+    heard(&mut bo, r#"42["dot",1]"#).await;
+
+    let refused = [
+        json!({ "event": "x" }),
+        json!({ "rooms": ["here"] }),
+        json!({ "rooms": ["here"], "event": "message" }),
+        json!({ "rooms": vec!["here"; 1001], "event": "x" }),
+        json!({ "rooms": ["here"], "event": "x", "arguments": [] }),
+    ];
+    for body in refused {
+        let (status, answer) = emit(body.clone()).await;
+        assert_eq!((status, &answer["error"]["code"]), (400, &json!("bad_request")), "{body}");
+    }
+    // One byte more than it takes.
+    let event = json!({ "rooms": ["here"], "event": "x", "args": [""] });
+    let blob = "x".repeat((1 << 20) + 1 - event.to_string().len());
+    assert_eq!(emit(json!({ "rooms": ["here"], "event": "x", "args": [blob] })).await.0, 413);
+    assert_eq!(emit(json!({ "rooms": ["here"], "event": "x", "args": [blob[1..]] })).await.1["sockets"], json!(2));
     node.stop().await;
 }
 

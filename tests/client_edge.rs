@@ -11,9 +11,10 @@ use std::{
 
 use axum::Router;
 use futures_util::{SinkExt, StreamExt};
+use moim::adapter::{Hub, SocketIo, SocketRef};
 use moim::client::{Ack, Encoded, Gate, Limits, Lost, Outlet, Records, connection::ARMED_MAX, serve, socketio};
 use serde_json::value::RawValue;
-use socketioxide::{SocketIo, extract::SocketRef, handler::ConnectHandler};
+use socketioxide::handler::ConnectHandler;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -39,7 +40,8 @@ struct Node {
 impl Node {
     async fn start(limits: Limits) -> Self {
         let records = Records::default();
-        let (service, io) = socketio::service(&socketio::Settings::default(), records.clone(), Router::new());
+        let (service, io) =
+            socketio::service(&socketio::Settings::default(), records.clone(), Router::new(), Hub::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (admit, ready) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));

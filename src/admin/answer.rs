@@ -99,7 +99,7 @@ impl Params {
     }
 }
 
-fn main_namespace() -> Namespace {
+pub fn main_namespace() -> Namespace {
     Namespace::new("/").expect("it is a name")
 }
 

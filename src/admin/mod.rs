@@ -10,6 +10,7 @@
 mod access;
 mod act;
 mod answer;
+mod emit;
 mod inspect;
 mod peer;
 mod serve;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 use axum::{
     Router,
+    extract::DefaultBodyLimit,
     middleware::from_fn,
     routing::{get, post},
 };
@@ -44,6 +46,7 @@ fn routes(node: Arc<Node>) -> Router {
         .route("/v1/users/{user}", get(who::user))
         .route("/v1/state", get(whole::state))
         .route("/v1/state/hash", get(whole::hash))
+        .route("/v1/emit", post(emit::emit).layer(DefaultBodyLimit::max(emit::BODY_BYTES_MAX)))
         .route("/v1/drain", post(act::drain))
         .route("/v1/undrain", post(act::undrain))
         .route("/v1/nodes/{name}/drain", post(act::drain_node))

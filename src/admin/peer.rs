@@ -13,7 +13,7 @@ use moim_raft::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{act, answer::from_json};
+use super::{act, answer::from_json, emit::Emit};
 use crate::node::Node;
 
 /// How long a node may take to say what only it knows.
@@ -30,6 +30,7 @@ pub enum Question {
     Drain { force: bool },
     Undrain,
     HandOver { to: Option<NodeId> },
+    Emit(Emit),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub enum Reply {
     /// It could not be done now.
     Unavailable(String),
     Unknown,
+    Emitted {
+        sockets: usize,
+    },
 }
 
 /// What only a node itself knows.
@@ -100,6 +104,7 @@ async fn answer(node: &Arc<Node>, question: Question) -> Reply {
         Question::Drain { force } => act::drain_self(node, force).await,
         Question::Undrain => act::undrain_self(node).await,
         Question::HandOver { to } => act::hand_over_self(node, to).await,
+        Question::Emit(emit) => Reply::Emitted { sockets: emit.here(node) },
     }
 }
 

@@ -25,14 +25,11 @@ use moim_raft::{
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use socketioxide::{
-    SocketIo,
-    extract::{SocketRef, TryData},
-    handler::ConnectHandler,
-};
+use socketioxide::{extract::TryData, handler::ConnectHandler};
 
 use super::{Chat, event, request};
 use crate::{
+    adapter::{SocketIo, SocketRef},
     client::{Connection, Outlet, socketio},
     config::Auth,
     seat::{Played, Seat},
@@ -132,6 +129,7 @@ impl Chat {
             false => socketio::our_plain_reply(socket.ns(), sid),
         };
         connection.arm(socketio::reply(socket.ns(), socket.id), reply);
+        self.hub.name(&socket, &attachment.seat.holder.sid);
         request::register(self, &socket, attachment.seat.clone());
         socket.extensions.insert(Waiting(Arc::new(Mutex::new(Some(attachment)))));
         Ok(())
@@ -145,6 +143,9 @@ impl Chat {
         let Some(connection) = self.records.connection(socket.id).filter(|c| !c.is_closed()) else {
             return self.give_up(&seat);
         };
+        if let Some(handler) = self.handlers.of(socket.ns()) {
+            handler(socket.clone()).await;
+        }
         let outlet = Outlet::new(socket, connection).with_limit(self.settings.queue_bytes_max);
         let ready = event::ready(&event::Ready {
             user: seat.user.as_str(),

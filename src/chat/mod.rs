@@ -23,7 +23,7 @@ use std::{sync::Arc, time::Duration};
 use moim_raft::Store;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{client::Records, config::Auth, player::Seats};
+use crate::{adapter::Hub, client::Records, config::Auth, handlers::Handlers, player::Seats};
 
 /// What every handler of the chat needs. Cheap to clone.
 #[derive(Clone)]
@@ -35,6 +35,8 @@ pub struct Shared {
     pub records: Records,
     pub losses: loss::Losses,
     pub encoder: event::Encoder,
+    pub hub: Hub,
+    pub handlers: Handlers,
     pub settings: Settings,
     /// Connections and requests that are being worked on; the node waits for them when it stops.
     pub tasks: TaskTracker,

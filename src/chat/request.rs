@@ -19,8 +19,6 @@ use moim_raft::{
 use serde::de::DeserializeOwned;
 use serde_json::{json, value::RawValue};
 use socketioxide::{
-    adapter::LocalAdapter,
-    extract::SocketRef,
     handler::{FromMessageParts, MessageHandler, Value},
     socket::{DisconnectReason, Socket},
 };
@@ -30,7 +28,11 @@ use super::{
     Chat,
     event::{self, HistoryQuery, InRoom, Present, Publish, Refused, UsersQuery},
 };
-use crate::{client::Ack, seat::Seat};
+use crate::{
+    adapter::{PeerAdapter, SocketRef},
+    client::Ack,
+    seat::Seat,
+};
 
 /// Requests of one socket that may wait; past it the connection is cut, and the client recovers.
 const REQUESTS_MAX: usize = 16_384;
@@ -63,8 +65,8 @@ struct Inbox {
     seat: Arc<Seat>,
 }
 
-impl MessageHandler<LocalAdapter, Inbox> for Inbox {
-    fn call(&self, socket: Arc<Socket>, mut data: Value, id: Option<i64>) {
+impl MessageHandler<PeerAdapter, Inbox> for Inbox {
+    fn call(&self, socket: Arc<Socket<PeerAdapter>>, mut data: Value, id: Option<i64>) {
         let Ok(ack) = Ack::from_message_parts(&socket, &mut data, &id);
         let json = match data {
             Value::Str(text, None) => text.to_string(),
@@ -92,8 +94,9 @@ pub fn register(chat: &Chat, socket: &SocketRef, seat: Arc<Seat>) {
     socket.on_disconnect(move |reason: DisconnectReason| {
         let (chat, seat, queue) = (chat.clone(), seat.clone(), queue.clone());
         async move {
-            let own = matches!(reason, DisconnectReason::ClientNSDisconnect);
-            if !own || queue.try_send(Job::Close).is_err() {
+            // Its own `disconnect()`, or a handler's: either is final.
+            let meant = matches!(reason, DisconnectReason::ClientNSDisconnect | DisconnectReason::ServerNSDisconnect);
+            if !meant || queue.try_send(Job::Close).is_err() {
                 chat.give_up(&seat);
             }
         }

@@ -47,7 +47,7 @@ impl Serve {
         }
         let shutdown = stop_asked(self.parent_stdin)?;
         start_tracing(&config)?;
-        match moim::node::run(config, shutdown).await {
+        match moim::node::run(config, moim::handlers::Handlers::default(), shutdown).await {
             Ok(_) => Ok(()),
             Err(moim_raft::error::Error::Refused(why)) => Err(Failure::Usage(why)),
             Err(error) => Err(Failure::failed(error)),

@@ -17,13 +17,12 @@ use serde::ser::{Serialize, SerializeTuple, Serializer};
 use serde_json::value::RawValue;
 use socketioxide::{
     SendError, SocketError,
-    adapter::LocalAdapter,
-    extract::{AckSender, SocketRef},
     handler::{FromMessageParts, Value},
     socket::Socket,
 };
 
 use super::{connection::Connection, frame::frame_bytes, socketio::Prefix};
+use crate::adapter::{AckSender, PeerAdapter, SocketRef};
 
 /// Bytes that may be queued for one socket's connection by default (`limits.queue-bytes`). Past it the socket is poisoned.
 pub const QUEUE_BYTES: usize = 1024 * 1024;
@@ -87,10 +86,14 @@ pub struct Ack {
     id: Option<i64>,
 }
 
-impl FromMessageParts<LocalAdapter> for Ack {
+impl FromMessageParts<PeerAdapter> for Ack {
     type Error = Infallible;
 
-    fn from_message_parts(socket: &Arc<Socket>, data: &mut Value, id: &Option<i64>) -> Result<Self, Infallible> {
+    fn from_message_parts(
+        socket: &Arc<Socket<PeerAdapter>>,
+        data: &mut Value,
+        id: &Option<i64>,
+    ) -> Result<Self, Infallible> {
         Ok(Self { sender: AckSender::from_message_parts(socket, data, id)?, id: *id })
     }
 }

@@ -6,12 +6,13 @@
 use std::time::Duration;
 
 use axum::Router;
-use socketioxide::{ParserConfig, SocketIo, TransportType, extract::SocketRef, service::SocketIoService, socket::Sid};
+use socketioxide::{ParserConfig, TransportType, service::SocketIoService, socket::Sid};
 
 use super::{
     connection::Connection,
     engine::{Engine, Records},
 };
+use crate::adapter::{Hub, PeerAdapter, SocketIo, SocketRef};
 
 /// The path of the Socket.IO protocol, as stock clients have it.
 pub const PATH: &str = "/socket.io";
@@ -46,12 +47,17 @@ impl Default for Settings {
 }
 
 /// The client port's service: Engine.IO requests go to socketioxide, all others to `pages`.
-pub fn service(settings: &Settings, records: Records, pages: Router) -> (Engine<SocketIoService<Router>>, SocketIo) {
+pub fn service(
+    settings: &Settings,
+    records: Records,
+    pages: Router,
+    hub: Hub,
+) -> (Engine<SocketIoService<Router, PeerAdapter>>, SocketIo) {
     let parser = ParserConfig::common()
         .max_incoming_binary_buf_size(settings.max_payload)
         .max_incoming_binaries(ATTACHMENTS)
         .packet_completion_timeout(Duration::from_secs(10));
-    let (service, io) = SocketIo::builder()
+    let (service, io) = socketioxide::SocketIo::builder()
         .req_path(PATH)
         .transports([TransportType::Websocket])
         .max_buffer_size(PACKETS)
@@ -62,6 +68,7 @@ pub fn service(settings: &Settings, records: Records, pages: Router) -> (Engine<
         .ping_timeout(settings.ping_timeout)
         .connect_timeout(settings.connect_timeout)
         .with_parser(parser)
+        .with_adapter::<PeerAdapter>(hub)
         .build_with_inner_svc(Router::new());
     (Engine::new(service, pages, records), io)
 }

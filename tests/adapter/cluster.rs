@@ -1,0 +1,128 @@
+//! Three nodes as child processes, which end with this one.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::Stdio,
+    time::Duration,
+};
+
+use moim::config::{Auth, Config};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::{Child, Command},
+    time::{sleep, timeout},
+};
+
+use super::{client::Client, handlers};
+
+/// Longer than anything takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+const TOLD: &str = "MOIM_TEST_NODE";
+
+pub struct Cluster {
+    nodes: Vec<Option<Child>>,
+    clients: Vec<SocketAddr>,
+    _data: tempfile::TempDir,
+}
+
+impl Cluster {
+    pub async fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        // Held together and let go at once, so that they differ.
+        let ports: Vec<TcpListener> = (0..9).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let addrs: Vec<SocketAddr> = ports.iter().map(|port| port.local_addr().unwrap()).collect();
+        drop(ports);
+        let (clients, admins, peers) = (addrs[..3].to_vec(), &addrs[3..6], &addrs[6..]);
+        let mut nodes = Vec::new();
+        for n in 0..3 {
+            let told = json!({
+                "name": format!("node{n}"), "data": data.path().join(n.to_string()), "join": peers,
+                "client": clients[n], "admin": admins[n], "peer": peers[n],
+            });
+            let child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "node", "--ignored", "--nocapture"])
+                .env(TOLD, told.to_string())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .kill_on_drop(true)
+                .spawn();
+            nodes.push(Some(child.unwrap()));
+        }
+        let cluster = Self { nodes, clients, _data: data };
+        let ready = async {
+            for node in &cluster.clients {
+                while !is_ready(*node).await {
+                    sleep(Duration::from_millis(20)).await;
+                }
+            }
+        };
+        timeout(PATIENCE, ready).await.expect("ready");
+        cluster
+    }
+
+    /// Clients on one node after another.
+    pub async fn clients(&self, count: usize) -> Vec<Client> {
+        let mut clients = Vec::new();
+        for n in 0..count {
+            clients.push(Client::connect(self.clients[n % 3], n % 3).await);
+        }
+        clients
+    }
+
+    pub async fn kill(&mut self, n: usize) {
+        let mut node = self.nodes[n].take().unwrap();
+        node.start_kill().unwrap();
+        node.wait().await.unwrap();
+    }
+
+    /// Stops the process in its tracks: its connections stay open, and nobody answers.
+    pub fn hang(&self, n: usize) {
+        let id = self.nodes[n].as_ref().unwrap().id().unwrap();
+        let done = std::process::Command::new("kill").args(["-STOP", &id.to_string()]).status();
+        assert!(done.unwrap().success());
+    }
+
+    pub async fn stop(mut self) {
+        for n in 0..3 {
+            if self.nodes[n].is_some() {
+                self.kill(n).await;
+            }
+        }
+    }
+}
+
+async fn is_ready(node: SocketAddr) -> bool {
+    let asked = async {
+        let mut tcp = TcpStream::connect(node).await?;
+        tcp.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).await?;
+        std::io::Result::Ok(answer.starts_with("HTTP/1.1 200"))
+    };
+    asked.await.unwrap_or(false)
+}
+
+/// Is the node that the environment describes, until standard input ends.
+pub async fn run_as_told() {
+    let told = std::env::var(TOLD).expect("the tests run this, as the process of a node");
+    let told: Value = serde_json::from_str(&told).unwrap();
+    let text = |key: &str| told[key].as_str().unwrap().to_owned();
+    let config = Config {
+        name: text("name"),
+        data: text("data").into(),
+        client: text("client").parse().unwrap(),
+        admin: text("admin").parse().unwrap(),
+        peer: text("peer").parse().unwrap(),
+        join: serde_json::from_value(told["join"].clone()).unwrap(),
+        expect: Some(3),
+        auth: Some(Auth::Open),
+        ..Config::default()
+    };
+    tokio::spawn(async {
+        tokio::io::stdin().read_to_end(&mut Vec::new()).await.ok();
+        std::process::exit(0);
+    });
+    moim::node::run(config, handlers::handlers(), std::future::pending()).await.unwrap();
+}
