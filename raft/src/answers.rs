@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
-use tokio::sync::mpsc;
+use tokio::{net::TcpStream, sync::mpsc};
 
 use crate::{
     clock::Clock,
@@ -28,6 +28,7 @@ pub(crate) struct Answers {
     pub former: Arc<Former>,
     pub replica: Arc<Replica>,
     pub bus: mpsc::Sender<Bytes>,
+    pub tunnels: mpsc::Sender<TcpStream>,
     /// Who answers for the layers above, once there is somebody.
     pub ask: Arc<OnceLock<Ask>>,
 }
@@ -85,5 +86,10 @@ impl App for Answers {
     fn bus(&self, _from: NodeId, bytes: Bytes) {
         // A full queue loses it, as it may be.
         _ = self.bus.try_send(bytes);
+    }
+
+    fn tunnel(&self, stream: TcpStream) {
+        // One too many is closed, and its other end told so by that.
+        _ = self.tunnels.try_send(stream);
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use openraft::{Raft, storage::RaftLogStorage};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
@@ -45,6 +45,8 @@ use crate::{
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// Ephemeral frames of other nodes that wait to be worked on; the next is dropped.
 const BUS_FRAMES_MAX: usize = 4096;
+/// Tunnels that wait to be taken over; one more is closed.
+const TUNNELS_MAX: usize = 1024;
 /// How long a close waits for the last checkpoint.
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a leader that was just elected waits to hear of somebody who could take over.
@@ -113,6 +115,8 @@ pub struct Feeds {
     pub plays: mpsc::Receiver<Play>,
     /// Ephemeral frames of other nodes.
     pub bus: mpsc::Receiver<Bytes>,
+    /// Connections that other nodes opened with [`Store::tunnel`].
+    pub tunnels: mpsc::Receiver<TcpStream>,
 }
 
 /// A node's replicated store. Cheap to clone.
@@ -164,6 +168,7 @@ impl Store {
         reaches_back_to(&log, found.point.as_ref().and_then(Point::index)).await?;
         let (feed, plays) = mpsc::channel(FEED_ENTRIES);
         let (bus_feed, bus) = mpsc::channel(BUS_FRAMES_MAX);
+        let (tunnel_feed, tunnels) = mpsc::channel(TUNNELS_MAX);
         let proposals = Arc::new(Proposals::default());
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let opened = Machine::open(node, levels, base, found, snapshots, proposals.clone(), feed, stop.clone());
@@ -197,6 +202,7 @@ impl Store {
             former: former.clone(),
             replica: replica.clone(),
             bus: bus_feed,
+            tunnels: tunnel_feed,
             ask: ask.clone(),
         });
         tasks.spawn(serve(listener, local.clone(), receiving, app, stop.clone()));
@@ -253,7 +259,7 @@ impl Store {
         let comparison = store.0.comparison.clone();
         let compare = async move { comparison.run().await };
         store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(compare));
-        Ok((store, Feeds { plays, bus }))
+        Ok((store, Feeds { plays, bus, tunnels }))
     }
 
     /// From an unknown node to one that drives its proposals.
@@ -370,6 +376,12 @@ impl Store {
             CallResponse::Ask(answer) => Ok(answer),
             _ => Err(Error::unavailable("an answer to another question")),
         }
+    }
+
+    /// A connection of its own to another node, which gets it from [`Feeds::tunnels`]; a plain stream of bytes.
+    pub async fn tunnel(&self, node: NodeId) -> Result<TcpStream> {
+        let peer = self.0.consensus.peer(node).ok_or_else(|| Error::refused("no such node"))?;
+        self.0.peers.tunnel(node, &peer.addr).await
     }
 
     /// Who answers when another node asks. Once.

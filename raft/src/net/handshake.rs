@@ -56,6 +56,8 @@ pub enum Lane {
     Bulk,
     /// Ephemeral bytes, dropped rather than queued.
     Bus,
+    /// After the handshake the connection is the layers' above, as a plain stream of bytes.
+    Tunnel,
 }
 
 /// Who is at the other end; its claims are proved as far as the secret goes.

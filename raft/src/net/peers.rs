@@ -1,7 +1,8 @@
 //! Requests of the layers above to other nodes, and the bus.
 //!
 //! `call` has one lazily dialed connection a peer, shared by all callers. The bus has a small queue and a task a peer: sending
-//! never waits, and what does not fit, or cannot be delivered now, is dropped and counted.
+//! never waits, and what does not fit, or cannot be delivered now, is dropped and counted. A tunnel is a connection of its own
+//! that is handed up as it is: whatever goes through it delays nothing else.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,6 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
+    net::TcpStream,
     sync::{OnceCell, mpsc},
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -100,6 +102,14 @@ impl Peers {
     async fn dial(&self, target: &Target) -> Result<Link> {
         let (stream, _) = handshake::dial(&self.local, &target.addr, Lane::Call, target.node).await?;
         Ok(Link::new(stream))
+    }
+
+    /// A connection of its own to the node that is known to be at `addr`, for the layers above on both sides.
+    ///
+    /// # Errors
+    /// `Unavailable` when it is not reached; `Refused` when another node is there, or it refuses.
+    pub async fn tunnel(&self, node: NodeId, addr: &str) -> Result<TcpStream> {
+        Ok(handshake::dial(&self.local, addr, Lane::Tunnel, Some(node)).await?.0)
     }
 
     /// The link to `target`, or a place where one will be.

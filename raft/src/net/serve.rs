@@ -42,6 +42,8 @@ pub trait App: Send + Sync + 'static {
     fn call(&self, from: Remote, request: CallRequest) -> BoxFuture<'_, Result<CallResponse>>;
     /// Must not block: what it cannot take it drops.
     fn bus(&self, from: NodeId, bytes: Bytes);
+    /// A connection of its own, for whatever it likes. Must not block; dropping it closes it.
+    fn tunnel(&self, _stream: TcpStream) {}
 }
 
 /// Answers peers until `stop`; then all connections are closed, and it returns.
@@ -111,6 +113,10 @@ impl Server {
             Lane::Raft | Lane::Beat | Lane::Call => self.requests(stream, remote).await,
             Lane::Bulk => snapshot::receive(&mut stream, self.local.dir(), &*self.consensus).await,
             Lane::Bus => self.bus(stream, remote.node).await,
+            Lane::Tunnel => {
+                self.app.tunnel(stream);
+                Ok(())
+            }
         }
     }
 
