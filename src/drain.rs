@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! not ready ─▶ token ─▶ leadership handed over ─▶ the balancer notices (drain.delay)
-//!           ─▶ transports closed one by one over drain.window, each after its queue is empty and its acks are written
+//!           ─▶ what passes through this node to others is let go
+//!           ─▶ transports closed one by one over drain.window, each after its queue is empty and its acks are written;
+//!              first those that come through another node, which may be the next to be restarted
 //!           ─▶ the losses are in the log
 //! ```
 //!
@@ -26,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     chat::{Chat, event},
-    client::Connection,
+    client::{Relay, Transport},
     config,
     health::Health,
     seat::Seat,
@@ -48,6 +50,7 @@ pub struct Refused(pub String);
 /// Drains this node, and takes it back into service.
 pub struct Drain {
     pub chat: Chat,
+    pub relay: Relay,
     pub health: Health,
     pub settings: config::Drain,
     pub tasks: TaskTracker,
@@ -110,7 +113,7 @@ impl Drain {
         format!("{name} is being drained; wait until it is back, or undrain it")
     }
 
-    /// Takes the node back into service. Connections that are not closed yet stay.
+    /// Takes the node back into service. Transports that are not closed yet stay.
     ///
     /// # Errors
     /// When the process was told to stop, or the log does not take it.
@@ -140,11 +143,11 @@ impl Drain {
         }
     }
 
-    /// Comes true when this node has no connection left, and no quorum. Nothing gets into the log then, and nothing has to:
+    /// Comes true when this node has no transport left, and no quorum. Nothing gets into the log then, and nothing has to:
     /// the start of a node's next incarnation is the loss of all that was on it. So that a stop of all nodes is quick.
     async fn alone(&self) {
         let silent = || self.health.silent_for().is_none_or(|silent| silent >= ALONE);
-        while !(silent() && self.chat.records.is_empty()) {
+        while !(silent() && self.chat.transports.is_empty()) {
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -153,7 +156,7 @@ impl Drain {
     async fn empty(&self) {
         self.store().hand_over().await;
         let until = Instant::now() + self.settings.delay;
-        while Instant::now() < until && !self.chat.records.is_empty() {
+        while Instant::now() < until && !self.chat.transports.is_empty() {
             tokio::time::sleep(LOOK.min(self.settings.delay)).await;
         }
         self.close_all().await;
@@ -167,49 +170,63 @@ impl Drain {
 
     async fn close_all(&self) {
         let mut closing = JoinSet::new();
-        let mut connections = self.chat.seats.connections();
-        tracing::info!(connections = connections.len(), "draining");
-        shuffle(&mut connections);
-        let pace = self.settings.window / (connections.len().max(1) as u32);
-        for (connection, seats) in connections {
+        let mut transports = self.chat.seats.transports();
+        let passing = self.relay.websockets();
+        tracing::info!(transports = transports.len(), passing, "draining");
+        shuffle(&mut transports);
+        transports.sort_by_key(|(transport, _)| !transport.is_relayed());
+        let pace = self.settings.window / ((transports.len() + passing).max(1) as u32);
+        self.relay.leave(|| jittered(pace)).await;
+        for (transport, seats) in transports {
             if !self.goes_on() {
                 break;
             }
-            if connection.is_closed() {
+            if transport.is_closed() {
                 continue;
             }
-            closing.spawn(close(connection, seats));
+            closing.spawn(close(transport, seats));
             tokio::time::sleep(jittered(pace)).await;
         }
         // Those whose CONNECT was on its way when the drain began.
         while self.goes_on() && !self.chat.seats.is_empty() {
-            for (connection, seats) in self.chat.seats.connections() {
-                closing.spawn(close(connection, seats));
+            for (transport, seats) in self.chat.seats.transports() {
+                closing.spawn(close(transport, seats));
             }
             tokio::time::sleep(LOOK).await;
         }
         while closing.join_next().await.is_some() {}
+        self.pass_out().await;
+    }
+
+    /// Until nothing passes through this node any more. What still comes is what the balancer has not noticed yet, or
+    /// never does: the clients of a node that is only drained poll through it for as long as they are sent to it.
+    async fn pass_out(&self) {
+        let until = Instant::now() + self.settings.delay + REST;
+        while self.goes_on() && !self.relay.is_empty() && Instant::now() < until {
+            self.relay.leave(|| Duration::ZERO).await;
+            tokio::time::sleep(LOOK).await;
+        }
     }
 }
 
-/// Closes one connection when all that its client sent was answered, and all that is due to it was written.
-async fn close(connection: Connection, seats: Vec<Arc<Seat>>) {
+/// Closes one transport when all that its client sent was answered, and all that is due to it was written.
+pub async fn close(transport: Transport, seats: Vec<Arc<Seat>>) {
     let notice = event::drain(LOOK);
     for seat in &seats {
         seat.notice(&notice);
     }
-    // Held until the connection is closed: what the client sends meanwhile is not begun, so its outcome is no riddle.
+    // Held until the transport is closed: what the client sends meanwhile is not begun, so its outcome is no riddle.
     let mut quiet = Vec::new();
     let rest = async {
         for seat in &seats {
             quiet.push(seat.quiet().await);
         }
-        connection.drained(0).await;
+        transport.drained(0).await;
     };
     if tokio::time::timeout(REST, rest).await.is_err() {
-        tracing::debug!(peer = %connection.peer(), "did not come to rest in time");
+        tracing::debug!(peer = %transport.peer(), "did not come to rest in time");
     }
-    connection.close_gently().await;
+    transport.close_gently().await;
 }
 
 /// Half to one and a half times the pace.

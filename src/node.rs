@@ -13,11 +13,11 @@ use std::{path::Path, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use moim_raft::{
-    Error, Feeds, Result, Secret, Store,
+    Error, Feeds, Play, Result, Secret, Store,
     command::{Command, Limits, NodeInfo},
     state::replay::ReplayLimit,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -27,9 +27,9 @@ use crate::{
     },
     admin,
     chat::{self, Chat, event::Encoder, loss::Losses},
-    client::{self, Gate, Records},
+    client::{self, Gate, Relay, Transports, relay},
     config::{Auth, Config},
-    drain::Drain,
+    drain::{self, Drain},
     handlers::Handlers,
     health::Health,
     player::{self, Seats},
@@ -59,6 +59,7 @@ pub struct Node {
     pub store: Store,
     pub chat: Chat,
     pub health: Health,
+    pub relay: Relay,
     pub drain: Arc<Drain>,
     pub report: Arc<Report>,
     pub started_at: std::time::Instant,
@@ -76,7 +77,7 @@ pub async fn run(
     let client_port = bind("client", config.client).await?;
     let admin_port = bind("admin", config.admin).await?;
     let peer_port = bind("peer", config.peer).await?;
-    let (store, feeds) = Store::open(store_config(&config)?, peer_port).await?;
+    let (store, Feeds { plays, bus, tunnels }) = Store::open(store_config(&config)?, peer_port).await?;
     let node = Arc::new(Node::new(config, handlers, store));
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -93,12 +94,14 @@ pub async fn run(
         max_payload: node.config.limits.text * 2,
         ..Default::default()
     };
-    let (service, io) =
-        client::socketio::service(&socketio, node.chat.records.clone(), web::routes(), node.chat.hub.clone());
+    let (service, io) = {
+        let (transports, hub) = (node.chat.transports.clone(), node.chat.hub.clone());
+        client::socketio::service(&socketio, transports, node.relay.clone(), web::routes(), hub)
+    };
     let gate = node.gate();
-    tasks.spawn(client::serve(client_port, service, gate, client::Limits::default(), ports_stop.clone()));
+    tasks.spawn(client::serve(client_port, tunnels, service, gate, client::Limits::default(), ports_stop.clone()));
 
-    let running = node.clone().serve(feeds, io, stop.clone());
+    let running = node.clone().serve(plays, bus, io, stop.clone());
     let mut running = std::pin::pin!(running);
     let shutdown = std::pin::pin!(shutdown);
     let outcome = tokio::select! {
@@ -125,6 +128,7 @@ pub async fn run(
     stop.cancel();
     tasks.close();
     tasks.wait().await;
+    node.relay.close().await;
     node.drain.ended().await;
     let closed = node.store.close().await;
     outcome.and_then(|reason| closed.map(|()| reason))
@@ -146,7 +150,7 @@ impl Node {
         let chat = Chat(Arc::new(chat::Shared {
             store: store.clone(),
             seats,
-            records: Records::default(),
+            transports: Transports::default(),
             losses: Losses::default(),
             encoder,
             hub: Hub::new(store.clone()),
@@ -156,8 +160,10 @@ impl Node {
             stopping: CancellationToken::new(),
         }));
         let health = Health::new(store.clone());
+        let relay = Relay::new(others(&chat));
         let drain = Drain {
             chat: chat.clone(),
+            relay: relay.clone(),
             health: health.clone(),
             settings: config.drain.clone(),
             tasks: TaskTracker::new(),
@@ -165,7 +171,7 @@ impl Node {
         };
         let report = Arc::new(Report::default());
         let started_at = std::time::Instant::now();
-        Self { config, store, chat, health, drain: Arc::new(drain), report, started_at }
+        Self { config, store, chat, health, relay, drain: Arc::new(drain), report, started_at }
     }
 
     fn gate(&self) -> Gate {
@@ -178,7 +184,13 @@ impl Node {
     }
 
     /// Waits until the node has started in its cluster, then plays, until `stop` or an error.
-    async fn serve(self: Arc<Self>, feeds: Feeds, io: SocketIo, stop: CancellationToken) -> Error {
+    async fn serve(
+        self: Arc<Self>,
+        plays: mpsc::Receiver<Play>,
+        mut bus: mpsc::Receiver<Bytes>,
+        io: SocketIo,
+        stop: CancellationToken,
+    ) -> Error {
         let mut started = self.store.started();
         let never = async {
             stop.cancelled().await;
@@ -198,7 +210,6 @@ impl Node {
             }
         }
         self.health.set_serving();
-        let Feeds { plays, mut bus } = feeds;
         let play = player::play(plays, self.chat.seats.clone(), self.report.clone());
         let volatile = async {
             while let Some(bytes) = bus.recv().await {
@@ -251,8 +262,8 @@ impl Node {
 
     fn let_clients_go(&self) {
         self.chat.seats.let_all_go();
-        for connection in self.chat.records.connections() {
-            connection.cut();
+        for transport in self.chat.transports.all() {
+            transport.cut();
         }
     }
 
@@ -263,6 +274,23 @@ impl Node {
         if held.is_some_and(|held| held.incarnation < self.store.incarnation()) && self.health.check().is_ok() {
             self.store.propose(Command::EndDrain { node: me }, moim_raft::Ticket::nobody());
         }
+    }
+}
+
+/// What the relay has to know of the cluster.
+fn others(chat: &Chat) -> relay::Others {
+    let (dialing, asking, leaving) = (chat.store.clone(), chat.store.clone(), chat.clone());
+    relay::Others {
+        me: chat.store.node(),
+        dial: Arc::new(move |node| {
+            let store = dialing.clone();
+            async move { store.tunnel(node).await.map_err(std::io::Error::other) }.boxed()
+        }),
+        is_up: Arc::new(move |node| asking.read(|state| state.node(node)).is_some_and(|node| node.live)),
+        let_go: Arc::new(move |transport| {
+            let seats = leaving.seats.on(&transport);
+            drain::close(transport, seats).boxed()
+        }),
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     chat::event::{self, Encoder},
-    client::{Connection, Encoded},
+    client::{Encoded, Transport},
     report::Report,
     seat::{Played, Seat},
 };
@@ -109,7 +109,7 @@ impl Seats {
         seats.map(|seats| seats.values().cloned().collect()).unwrap_or_default()
     }
 
-    /// Lets every seat go, and with each its connection.
+    /// Lets every seat go, and with each its transport.
     pub fn let_all_go(&self) {
         let tables = std::mem::take(&mut *self.lock());
         for place in tables.seats.into_values() {
@@ -157,7 +157,7 @@ impl Seats {
         let Some(place) = tables.remove(&holder.sid) else { return };
         drop(tables);
         match why {
-            // The client ended this one namespace; others on the connection go on.
+            // The client ended this one namespace; others on the transport go on.
             Unseated::Closed => place.seat.vacate(),
             _ => place.seat.let_go(),
         }
@@ -216,20 +216,26 @@ impl Seats {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Seats whose connection has ended, or that nobody took in time.
+    /// Seats whose transport has ended, or that nobody took in time.
     pub fn abandoned(&self, patience: std::time::Duration) -> Vec<Arc<Seat>> {
         let late = |seat: &Seat| seat.is_free() && seat.made.elapsed() >= patience;
         self.all().into_iter().filter(|seat| seat.is_cut_off() || late(seat)).collect()
     }
 
-    /// The connections that seats are on, each once.
-    pub fn connections(&self) -> Vec<(Connection, Vec<Arc<Seat>>)> {
-        let mut found: Vec<(Connection, Vec<Arc<Seat>>)> = Vec::new();
+    /// The seats on one transport, one for each of its namespaces.
+    pub fn on(&self, transport: &Transport) -> Vec<Arc<Seat>> {
+        let is_on = |seat: &Arc<Seat>| seat.transport().is_some_and(|of| of.same(transport));
+        self.all().into_iter().filter(is_on).collect()
+    }
+
+    /// The transports that seats are on, each once.
+    pub fn transports(&self) -> Vec<(Transport, Vec<Arc<Seat>>)> {
+        let mut found: Vec<(Transport, Vec<Arc<Seat>>)> = Vec::new();
         for seat in self.all() {
-            let Some(connection) = seat.connection_handle() else { continue };
-            match found.iter_mut().find(|(known, _)| known.same(&connection)) {
+            let Some(transport) = seat.transport() else { continue };
+            match found.iter_mut().find(|(known, _)| known.same(&transport)) {
                 Some((_, seats)) => seats.push(seat),
-                None => found.push((connection, vec![seat])),
+                None => found.push((transport, vec![seat])),
             }
         }
         found

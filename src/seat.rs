@@ -4,7 +4,7 @@
 //! on. What always holds:
 //! - Packets go to the socket in the order in which they came to the seat: while there is no socket yet, and while the
 //!   replay is being written, they wait in the seat's queue.
-//! - A seat that could not take a packet takes no other, acks included, and its connection is cut: the client recovers
+//! - A seat that could not take a packet takes no other, acks included, and its transport is cut: the client recovers
 //!   from its last offset, and nothing ever follows a gap.
 //! - A seat that was let go never comes back; a late word to it changes nothing.
 
@@ -21,7 +21,7 @@ use moim_raft::command::{Holder, Namespace, Position, Room, User};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::client::{Ack, Connection, Encoded, Outlet};
+use crate::client::{Ack, Encoded, Outlet, Transport};
 
 /// Packets that may wait for a socket beside the bound in bytes; past either the seat is let go.
 const WAITING_MAX: usize = 16_384;
@@ -67,13 +67,13 @@ pub struct Seat {
     pub made: Instant,
     queue_bytes_max: usize,
     stage: Mutex<Stage>,
-    connection: Mutex<Option<Connection>>,
+    transport: Mutex<Option<Transport>>,
     recovery: AtomicBool,
     /// One permit for each command on its way.
     commands: Arc<Semaphore>,
 }
 
-/// A seat was let go; its connection is cut or will be.
+/// A seat was let go; its transport is cut or will be.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Gone;
 
@@ -96,19 +96,19 @@ impl Seat {
             made: Instant::now(),
             queue_bytes_max,
             stage: Mutex::new(stage),
-            connection: Mutex::new(None),
+            transport: Mutex::new(None),
             recovery: true.into(),
             commands: Arc::new(Semaphore::new(COMMANDS_MAX as usize)),
         }
     }
 
-    /// Names the connection that the session came on, so that it can be cut with the seat, and whether the client wants
+    /// Names the transport that the session came on, so that it can be cut with the seat, and whether the client wants
     /// offsets.
-    pub fn reserve(&self, connection: &Connection, recovery: bool) {
+    pub fn reserve(&self, transport: &Transport, recovery: bool) {
         self.recovery.store(recovery, Ordering::Relaxed);
-        *self.connection() = Some(connection.clone());
+        *self.carrier() = Some(transport.clone());
         if matches!(*self.lock(), Stage::Gone) {
-            connection.cut();
+            transport.cut();
         }
     }
 
@@ -195,8 +195,8 @@ impl Seat {
     /// Waits until the stream has sent so much that half of the bound is free again.
     async fn pace(&self, outlet: &Outlet) {
         let half = self.queue_bytes_max / 2;
-        if outlet.connection().queued_bytes() > half {
-            outlet.connection().drained(half).await;
+        if outlet.transport().queued_bytes() > half {
+            outlet.transport().drained(half).await;
         }
     }
 
@@ -207,7 +207,7 @@ impl Seat {
             {
                 let mut stage = self.lock();
                 let Stage::Waiting { queue, bytes, .. } = &mut *stage else { return Err(Gone) };
-                while outlet.connection().queued_bytes() <= half {
+                while outlet.transport().queued_bytes() <= half {
                     let Some(packet) = queue.pop_front() else { break };
                     *bytes -= self.size(&packet).min(*bytes);
                     if self.pass(&outlet, packet).is_err() {
@@ -249,12 +249,12 @@ impl Seat {
         }
     }
 
-    /// Ends the seat and its connection.
+    /// Ends the seat and its transport.
     pub fn let_go(&self) {
         self.leave(self.lock());
     }
 
-    /// Ends the seat and leaves the connection to the other namespaces on it.
+    /// Ends the seat and leaves the transport to the other namespaces on it.
     pub fn vacate(&self) {
         *self.lock() = Stage::Gone;
     }
@@ -262,8 +262,8 @@ impl Seat {
     fn leave(&self, mut stage: MutexGuard<'_, Stage>) {
         *stage = Stage::Gone;
         drop(stage);
-        if let Some(connection) = &*self.connection() {
-            connection.cut();
+        if let Some(transport) = &*self.carrier() {
+            transport.cut();
         }
     }
 
@@ -272,14 +272,14 @@ impl Seat {
         matches!(&*self.lock(), Stage::Waiting { taken: false, .. })
     }
 
-    /// True when its connection has ended, whatever socketioxide says of it.
+    /// True when its transport has ended, whatever socketioxide says of it.
     pub fn is_cut_off(&self) -> bool {
-        self.connection().as_ref().is_some_and(Connection::is_closed)
+        self.carrier().as_ref().is_some_and(Transport::is_closed)
     }
 
-    /// The connection that it writes to, once it is known.
-    pub fn connection_handle(&self) -> Option<Connection> {
-        self.connection().clone()
+    /// The transport that it writes to, once it is known.
+    pub fn transport(&self) -> Option<Transport> {
+        self.carrier().clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Stage> {
@@ -287,7 +287,7 @@ impl Seat {
         self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    fn carrier(&self) -> MutexGuard<'_, Option<Transport>> {
+        self.transport.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -56,6 +56,9 @@ pub struct About {
     pub applied: u64,
     pub incarnation: Incarnation,
     pub sockets: usize,
+    /// WebSockets of other nodes' clients that pass through this node.
+    #[serde(default)]
+    pub relayed: usize,
     pub version: String,
     /// Seconds.
     pub uptime: u64,
@@ -74,6 +77,7 @@ impl About {
             applied: status.applied,
             incarnation: node.store.incarnation(),
             sockets: node.chat.seats.len(),
+            relayed: node.relay.websockets(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime: node.started_at.elapsed().as_secs(),
             draining: node.health.is_draining(),
@@ -97,8 +101,8 @@ async fn answer(node: &Arc<Node>, question: Question) -> Reply {
     match question {
         Question::About => Reply::About(About::of(node)),
         Question::Transport(holder) => {
-            let connection = node.chat.seats.get(&holder).and_then(|seat| seat.connection_handle());
-            let word = connection.map(|it| if it.is_upgraded() { "websocket" } else { "polling" });
+            let transport = node.chat.seats.get(&holder).and_then(|seat| seat.transport());
+            let word = transport.map(|it| if it.is_websocket() { "websocket" } else { "polling" });
             Reply::Transport(word.map(str::to_owned))
         }
         Question::Drain { force } => act::drain_self(node, force).await,

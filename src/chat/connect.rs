@@ -9,7 +9,7 @@
 //! What always holds:
 //! - `recovered` is decided before the reply is written, because it cannot be taken back: a replay that is not complete
 //!   becomes a fresh session.
-//! - A middleware that fails for a passing cause cuts the connection first and then returns: whatever socketioxide writes
+//! - A middleware that fails for a passing cause cuts the transport first and then returns: whatever socketioxide writes
 //!   afterwards never goes out, so a client never gets a 44 that would end its attempts.
 //! - A seat that nobody takes is given up: a session just opened is closed, a resumed one is lost again.
 
@@ -30,7 +30,7 @@ use socketioxide::{extract::TryData, handler::ConnectHandler};
 use super::{Chat, event, request};
 use crate::{
     adapter::{SocketIo, SocketRef},
-    client::{Connection, Outlet, socketio},
+    client::{Outlet, Transport, socketio},
     config::Auth,
     seat::{Played, Seat},
 };
@@ -44,7 +44,7 @@ const PID_CHARS: usize = 32;
 #[derive(Clone, Copy, Debug)]
 pub enum Final {
     Unauthorized,
-    /// Never seen by a client: the connection is cut already.
+    /// Never seen by a client: the transport is cut already.
     Cut,
 }
 
@@ -57,7 +57,7 @@ impl fmt::Display for Final {
     }
 }
 
-/// A cause that passes: the connection has to be cut.
+/// A cause that passes: the transport has to be cut.
 struct Passing(&'static str);
 
 /// Who connects, and what it brings along.
@@ -107,19 +107,17 @@ pub fn register(chat: &Chat, io: &SocketIo, ns: &str) -> Result<(), String> {
 impl Chat {
     /// The middleware: see the module.
     async fn connecting(&self, socket: SocketRef, auth: Option<Value>) -> Result<(), Final> {
-        let Some(connection) = socketio::connection(&socket) else { return Err(Final::Cut) };
-        self.records.adopt(socket.id, &connection);
-        let connection = self.records.connection(socket.id).unwrap_or(connection);
+        let Some(transport) = socketio::transport(&socket) else { return Err(Final::Cut) };
         let client = self.identify(socket.ns(), auth.unwrap_or_default())?;
         if self.stopping.is_cancelled() {
-            connection.cut();
+            transport.cut();
             return Err(Final::Cut);
         }
-        let attachment = match self.attach(&client, &connection).await {
+        let attachment = match self.attach(&client, &transport).await {
             Ok(attachment) => attachment,
             Err(Passing(why)) => {
-                tracing::debug!(peer = %connection.peer(), "a connection is cut while it attaches: {why}");
-                connection.cut();
+                tracing::debug!(peer = %transport.peer(), "a client is cut off while it attaches: {why}");
+                transport.cut();
                 return Err(Final::Cut);
             }
         };
@@ -128,9 +126,9 @@ impl Chat {
             true => socketio::our_reply(socket.ns(), sid, &attachment.pid),
             false => socketio::our_plain_reply(socket.ns(), sid),
         };
-        connection.arm(socketio::reply(socket.ns(), socket.id), reply);
+        transport.arm(socketio::reply(socket.ns(), socket.id), reply);
         self.hub.name(&socket, &attachment.seat.holder.sid);
-        request::register(self, &socket, attachment.seat.clone());
+        request::register(self, &socket, &transport, attachment.seat.clone());
         socket.extensions.insert(Waiting(Arc::new(Mutex::new(Some(attachment)))));
         Ok(())
     }
@@ -140,13 +138,13 @@ impl Chat {
         let waiting = socket.extensions.get::<Waiting>();
         let taken = waiting.and_then(|waiting| waiting.0.lock().unwrap_or_else(PoisonError::into_inner).take());
         let Some(Attachment { seat, recovered, replay, .. }) = taken else { return };
-        let Some(connection) = self.records.connection(socket.id).filter(|c| !c.is_closed()) else {
+        let Some(transport) = socketio::transport(&socket).filter(|transport| !transport.is_closed()) else {
             return self.give_up(&seat);
         };
         if let Some(handler) = self.handlers.of(socket.ns()) {
             handler(socket.clone()).await;
         }
-        let outlet = Outlet::new(socket, connection).with_limit(self.settings.queue_bytes_max);
+        let outlet = Outlet::new(socket, transport).with_limit(self.settings.queue_bytes_max);
         let ready = event::ready(&event::Ready {
             user: seat.user.as_str(),
             sid: seat.holder.sid.as_str(),
@@ -174,16 +172,16 @@ impl Chat {
         Ok(Client { ns, user, guest, pid, offset: text("offset"), recovery })
     }
 
-    async fn attach(&self, client: &Client, connection: &Connection) -> Result<Attachment, Passing> {
+    async fn attach(&self, client: &Client, transport: &Transport) -> Result<Attachment, Passing> {
         if let Some(pid) = &client.pid
-            && let Some(attachment) = self.resume(client, pid, connection).await?
+            && let Some(attachment) = self.resume(client, pid, transport).await?
         {
             return Ok(attachment);
         }
-        self.open(client, connection).await
+        self.open(client, transport).await
     }
 
-    async fn open(&self, client: &Client, connection: &Connection) -> Result<Attachment, Passing> {
+    async fn open(&self, client: &Client, transport: &Transport) -> Result<Attachment, Passing> {
         let sid = Sid::from_random(random());
         let pid = random_text::<PID_CHARS>();
         let command = Command::Open {
@@ -196,7 +194,7 @@ impl Chat {
         let applied = self.store.call(command).await.map_err(|_| Passing("no quorum"))?;
         match applied.reply {
             Reply::Seated { generation, .. } => {
-                let seat = self.seat(Holder { sid, generation }, client, connection)?;
+                let seat = self.seat(Holder { sid, generation }, client, transport)?;
                 Ok(Attachment { seat, pid, recovered: false, replay: Vec::new() })
             }
             Reply::Refused(Refusal::TooManySessions) => Err(Passing("its user has too many sessions")),
@@ -208,10 +206,10 @@ impl Chat {
     }
 
     /// `None` when there is no such session (any more): then a fresh one is opened.
-    async fn resume(&self, client: &Client, pid: &str, connection: &Connection) -> Result<Option<Attachment>, Passing> {
+    async fn resume(&self, client: &Client, pid: &str, transport: &Transport) -> Result<Option<Attachment>, Passing> {
         let hash = pid_hash(pid);
         for _ in 0..RESUME_TRIES {
-            if connection.is_closed() {
+            if transport.is_closed() {
                 return Err(Passing("it has gone"));
             }
             let Some(session) = self.look_up(&hash, client).await? else { return Ok(None) };
@@ -222,7 +220,7 @@ impl Chat {
             match applied.reply {
                 Reply::Seated { generation, .. } => {
                     let holder = Holder { sid: session.sid, generation };
-                    return self.recover(client, pid, connection, holder, &applied).await;
+                    return self.recover(client, pid, transport, holder, &applied).await;
                 }
                 // Another connection of this client was faster: look again.
                 Reply::Refused(Refusal::Moved) => {}
@@ -248,11 +246,11 @@ impl Chat {
         &self,
         client: &Client,
         pid: &str,
-        connection: &Connection,
+        transport: &Transport,
         holder: Holder,
         applied: &Applied,
     ) -> Result<Option<Attachment>, Passing> {
-        let seat = self.seat(holder.clone(), client, connection)?;
+        let seat = self.seat(holder.clone(), client, transport)?;
         match self.missed(client, &holder, applied.position) {
             Ok(replay) => Ok(Some(Attachment { seat, pid: pid.to_owned(), recovered: true, replay })),
             Err(why) => {
@@ -277,11 +275,11 @@ impl Chat {
         Ok(due.iter().map(|(room, entry)| self.encoder.played(room, entry)).collect())
     }
 
-    /// The seat that the player made, bound to its connection.
-    fn seat(&self, holder: Holder, client: &Client, connection: &Connection) -> Result<Arc<Seat>, Passing> {
+    /// The seat that the player made, bound to its transport.
+    fn seat(&self, holder: Holder, client: &Client, transport: &Transport) -> Result<Arc<Seat>, Passing> {
         let seat = self.seats.get(&holder).ok_or(Passing("its seat is gone"))?;
-        seat.reserve(connection, client.recovery);
-        if connection.is_closed() {
+        seat.reserve(transport, client.recovery);
+        if transport.is_closed() {
             self.give_up(&seat);
             return Err(Passing("it has gone"));
         }

@@ -23,7 +23,7 @@ use std::{sync::Arc, time::Duration};
 use moim_raft::Store;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{adapter::Hub, client::Records, config::Auth, handlers::Handlers, player::Seats};
+use crate::{adapter::Hub, client::Transports, config::Auth, handlers::Handlers, player::Seats};
 
 /// What every handler of the chat needs. Cheap to clone.
 #[derive(Clone)]
@@ -32,13 +32,13 @@ pub struct Chat(pub Arc<Shared>);
 pub struct Shared {
     pub store: Store,
     pub seats: Arc<Seats>,
-    pub records: Records,
+    pub transports: Transports,
     pub losses: loss::Losses,
     pub encoder: event::Encoder,
     pub hub: Hub,
     pub handlers: Handlers,
     pub settings: Settings,
-    /// Connections and requests that are being worked on; the node waits for them when it stops.
+    /// Transports and requests that are being worked on; the node waits for them when it stops.
     pub tasks: TaskTracker,
     pub stopping: CancellationToken,
 }

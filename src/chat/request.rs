@@ -30,11 +30,11 @@ use super::{
 };
 use crate::{
     adapter::{PeerAdapter, SocketRef},
-    client::Ack,
+    client::{Ack, Transport},
     seat::Seat,
 };
 
-/// Requests of one socket that may wait; past it the connection is cut, and the client recovers.
+/// Requests of one socket that may wait; past it the transport is cut, and the client recovers.
 const REQUESTS_MAX: usize = 16_384;
 /// Bytes of them; the same.
 const REQUEST_BYTES_MAX: usize = 8 << 20;
@@ -84,18 +84,22 @@ impl MessageHandler<PeerAdapter, Inbox> for Inbox {
 
 /// Registers the handlers of a socket; in the middleware, so that nothing that the client sends after its CONNECT reply
 /// can come before them.
-pub fn register(chat: &Chat, socket: &SocketRef, seat: Arc<Seat>) {
+pub fn register(chat: &Chat, socket: &SocketRef, transport: &Transport, seat: Arc<Seat>) {
     let (queue, jobs) = mpsc::channel(REQUESTS_MAX);
     let bytes = Arc::new(AtomicUsize::new(0));
     let worker = Worker { chat: chat.clone(), seat: seat.clone(), bytes: bytes.clone() };
     chat.tasks.spawn(worker.run(jobs));
     socket.on_fallback(Inbox { queue: queue.clone(), bytes, seat: seat.clone() });
-    let chat = chat.clone();
+    let (chat, transport) = (chat.clone(), transport.clone());
     socket.on_disconnect(move |reason: DisconnectReason| {
-        let (chat, seat, queue) = (chat.clone(), seat.clone(), queue.clone());
+        let (chat, transport, seat, queue) = (chat.clone(), transport.clone(), seat.clone(), queue.clone());
         async move {
             // Its own `disconnect()`, or a handler's: either is final.
             let meant = matches!(reason, DisconnectReason::ClientNSDisconnect | DisconnectReason::ServerNSDisconnect);
+            if !meant {
+                // No pong, a packet that is none, …: of a session that polls, nobody else tells.
+                transport.cut();
+            }
             if !meant || queue.try_send(Job::Close).is_err() {
                 chat.give_up(&seat);
             }

@@ -1,4 +1,4 @@
-//! A handle on one client connection: facts about it, and the three things one can do to it (arm, cut, close gently).
+//! A handle on one client connection: facts about it, and the two things one can do to it (cut, close gently).
 //!
 //! What always holds:
 //! * The handle is cheap to clone and outlives the connection; it never keeps the descriptor open.
@@ -12,20 +12,16 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
-use tokio::{net::TcpStream, sync::Notify, time::timeout};
+use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::frame::{Armed, CLOSE_RESTART, text};
-
-/// Frames that may wait for their replacement on one connection (one per CONNECT that is under way). Past it the
-/// connection is cut: no honest client has as many namespaces.
-pub const ARMED_MAX: usize = 1024;
+use super::{frame::CLOSE_RESTART, outgoing::Outgoing};
 
 /// How long `close_gently` waits for a peer that reads slowly, or not at all, before it cuts.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,9 +38,8 @@ pub(super) struct State {
     opened: Instant,
     /// Milliseconds from `opened` to the last byte that came from the peer.
     heard: AtomicU64,
-    queued: AtomicUsize,
-    written: AtomicU64,
-    progress: Notify,
+    /// What it carries, once it is a WebSocket.
+    carries: OnceLock<Arc<Outgoing>>,
     closed: CancellationToken,
 }
 
@@ -53,7 +48,6 @@ pub(super) struct Out {
     pub(super) phase: Phase,
     /// Accepted from the writer, not yet taken by the kernel; always ends at the end of a frame.
     pub(super) rest: Vec<u8>,
-    pub(super) armed: Vec<Armed>,
     /// `None` once the connection has ended.
     on_close: Option<Vec<Box<dyn FnOnce() + Send>>>,
 }
@@ -69,7 +63,7 @@ pub(super) enum Phase {
 
 impl Connection {
     pub(super) fn new(tcp: &Arc<TcpStream>, peer: SocketAddr) -> Self {
-        let out = Out { phase: Phase::Open, rest: Vec::new(), armed: Vec::new(), on_close: Some(Vec::new()) };
+        let out = Out { phase: Phase::Open, rest: Vec::new(), on_close: Some(Vec::new()) };
         Self(Arc::new(State {
             tcp: Arc::downgrade(tcp),
             peer,
@@ -77,26 +71,9 @@ impl Connection {
             upgraded: AtomicBool::new(false),
             opened: Instant::now(),
             heard: AtomicU64::new(0),
-            queued: AtomicUsize::new(0),
-            written: AtomicU64::new(0),
-            progress: Notify::new(),
+            carries: OnceLock::new(),
             closed: CancellationToken::new(),
         }))
-    }
-
-    /// From now on the text frame of `from`, when it is written, goes out as the text frame of `to`; once.
-    /// To be called before the frame can be written. Both are at most 65,535 bytes.
-    pub fn arm(&self, from: Vec<u8>, to: Vec<u8>) {
-        let full = {
-            let mut out = self.lock();
-            if out.phase == Phase::Open && out.armed.len() < ARMED_MAX {
-                out.armed.push(Armed { from: text(&from), to: text(&to) });
-            }
-            out.armed.len() >= ARMED_MAX
-        };
-        if full {
-            self.cut();
-        }
     }
 
     /// Ends the connection in this very step: everything written from now on is swallowed, reads are at their end, TCP
@@ -109,7 +86,6 @@ impl Connection {
             }
             out.phase = Phase::Cut;
             out.rest = Vec::new();
-            out.armed.clear();
         }
         if let Some(tcp) = self.0.tcp.upgrade() {
             // An error means that the peer has ended it already.
@@ -177,44 +153,6 @@ impl Connection {
         self.0.opened.elapsed().saturating_sub(Duration::from_millis(self.0.heard.load(Relaxed)))
     }
 
-    /// Bytes that the kernel has taken so far.
-    pub fn written(&self) -> u64 {
-        self.0.written.load(Relaxed)
-    }
-
-    /// Counts a packet of `bytes` (see [`super::frame::frame_bytes`]) that was just given to socketioxide. Count only what
-    /// will be written and never too much: bytes that never come would be counted for ever.
-    pub fn queued(&self, bytes: usize) {
-        self.0.queued.fetch_add(bytes, Relaxed);
-    }
-
-    /// Bytes between the callers of `queued` and the kernel. Frames that nobody counted (a ping, a CONNECT reply) make
-    /// it a few bytes too small until the queue is next empty.
-    pub fn queued_bytes(&self) -> usize {
-        self.0.queued.load(Relaxed)
-    }
-
-    /// Waits until bytes were written, or the connection has ended.
-    pub async fn progress(&self) {
-        let written = self.written();
-        let notified = self.0.progress.notified();
-        if self.is_closed() || self.written() != written {
-            return;
-        }
-        notified.await;
-    }
-
-    /// Waits until at most `max` bytes are queued, or the connection has ended.
-    pub async fn drained(&self, max: usize) {
-        loop {
-            let notified = self.0.progress.notified();
-            if self.is_closed() || self.queued_bytes() <= max {
-                return;
-            }
-            notified.await;
-        }
-    }
-
     /// Waits until the connection has ended: closed by the peer, broken, cut, or dropped by whoever served it.
     pub async fn closed(&self) {
         self.0.closed.cancelled().await;
@@ -242,9 +180,15 @@ impl Connection {
         self.0.out.lock().expect("nothing panics under this lock")
     }
 
-    /// The answer that is about to be written is 101; what follows it are frames.
-    pub(super) fn upgraded(&self) {
+    /// The answer that is about to be written is 101; what follows it are frames of `carries`.
+    pub(super) fn upgraded(&self, carries: &Arc<Outgoing>) {
+        // Nothing follows a 101 on a connection but its WebSocket, so there is no second.
+        self.0.carries.get_or_init(|| carries.clone());
         self.0.upgraded.store(true, Relaxed);
+    }
+
+    pub(super) fn carries(&self) -> Option<&Arc<Outgoing>> {
+        self.0.carries.get()
     }
 
     pub(super) fn heard(&self) {
@@ -252,16 +196,15 @@ impl Connection {
     }
 
     pub(super) fn wrote(&self, bytes: usize) {
-        self.0.written.fetch_add(bytes as u64, Relaxed);
-        self.0.queued.fetch_update(Relaxed, Relaxed, |queued| Some(queued.saturating_sub(bytes))).ok();
-        self.0.progress.notify_waiters();
+        if let Some(carries) = self.carries() {
+            carries.wrote(bytes);
+        }
     }
 
     pub(super) fn ended(&self) {
         let Some(on_close) = self.lock().on_close.take() else { return };
         on_close.into_iter().for_each(|then| then());
         self.0.closed.cancel();
-        self.0.progress.notify_waiters();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Writing to one socket: encoded once, counted in bytes, and never after a gap.
 //!
 //! What always holds: once a packet for a socket could not be queued, nothing more is written to it, acks included, and
-//! unless it was the client that left, its connection is cut in the same step, with all of its namespaces. The client recovers from its last offset; a later packet that had gone out
+//! unless it was the client that left, its transport is cut in the same step, with all of its namespaces. The client recovers from its last offset; a later packet that had gone out
 //! would have moved that offset over the gap.
 //!
 //! One socket at a time, because only so an error has a name: socketioxide's broadcast returns errors without a socket
@@ -21,10 +21,10 @@ use socketioxide::{
     socket::Socket,
 };
 
-use super::{connection::Connection, frame::frame_bytes, socketio::Prefix};
+use super::{frame::frame_bytes, socketio::Prefix, transport::Transport};
 use crate::adapter::{AckSender, PeerAdapter, SocketRef};
 
-/// Bytes that may be queued for one socket's connection by default (`limits.queue-bytes`). Past it the socket is poisoned.
+/// Bytes that may be queued for one socket's transport by default (`limits.queue-bytes`). Past it the socket is poisoned.
 pub const QUEUE_BYTES: usize = 1024 * 1024;
 
 /// An event packet, encoded once and shared by all sockets that it goes to.
@@ -110,7 +110,7 @@ impl Ack {
 pub enum Lost {
     /// Its queue was full: the client reads too slowly.
     Full,
-    /// Its connection had ended, or the client had left the namespace.
+    /// Its transport had ended, or the client had left the namespace.
     Closed,
 }
 
@@ -128,7 +128,7 @@ impl std::error::Error for Lost {}
 /// The way to one socket. All that must not overtake, be doubled or be lost goes through it.
 pub struct Outlet {
     socket: SocketRef,
-    connection: Connection,
+    transport: Transport,
     limit: usize,
     /// Held while a packet is queued, so that none gets in between the one that failed and the poison.
     lost: Mutex<Option<Lost>>,
@@ -136,8 +136,8 @@ pub struct Outlet {
 
 impl Outlet {
     /// An outlet with a bound of [`QUEUE_BYTES`]. Its socket must be connected: make it in the connect handler.
-    pub fn new(socket: SocketRef, connection: Connection) -> Self {
-        Self { socket, connection, limit: QUEUE_BYTES, lost: Mutex::new(None) }
+    pub fn new(socket: SocketRef, transport: Transport) -> Self {
+        Self { socket, transport, limit: QUEUE_BYTES, lost: Mutex::new(None) }
     }
 
     /// The same with another bound.
@@ -174,11 +174,11 @@ impl Outlet {
         }
     }
 
-    /// Ends the outlet: nothing more is written, the connection is cut.
+    /// Ends the outlet: nothing more is written, the transport is cut.
     pub fn close(&self) {
         let mut lost = self.lost.lock().expect("nothing panics under this lock");
         lost.get_or_insert(Lost::Closed);
-        self.connection.cut();
+        self.transport.cut();
     }
 
     /// Why nothing more is written, if so.
@@ -186,9 +186,9 @@ impl Outlet {
         *self.lost.lock().expect("nothing panics under this lock")
     }
 
-    /// The connection that this writes to, to wait for its progress.
-    pub fn connection(&self) -> &Connection {
-        &self.connection
+    /// The transport that this writes to, to wait for its progress.
+    pub fn transport(&self) -> &Transport {
+        &self.transport
     }
 
     /// The socket that this writes to.
@@ -206,7 +206,7 @@ impl Outlet {
             Err(why) => {
                 *lost = Some(why);
                 if why == Lost::Full {
-                    self.connection.cut();
+                    self.transport.cut();
                 }
                 Err(why)
             }
@@ -214,18 +214,18 @@ impl Outlet {
     }
 
     fn try_queue(&self, bytes: usize, emit: impl FnOnce() -> Result<(), SendError>) -> Result<(), Lost> {
-        if self.connection.is_closed() {
+        if self.transport.is_closed() {
             return Err(Lost::Closed);
         }
         // An empty queue takes a packet of any size: else one above the limit could never be sent.
-        let queued = self.connection.queued_bytes();
+        let queued = self.transport.queued_bytes();
         if queued > 0 && queued + bytes > self.limit {
             return Err(Lost::Full);
         }
         // Counted first: once emitted, it may be written, and subtracted, before this task goes on.
-        self.connection.queued(bytes);
+        self.transport.queued(bytes);
         emit().map_err(|error| match error {
-            // The client may have left this namespace alone: its connection goes on for the others.
+            // The client may have left this namespace alone: its transport goes on for the others.
             SendError::Socket(SocketError::Closed) => Lost::Closed,
             // There is no third: JSON that is text already always serialises. If there were, it would be a gap too.
             _ => Lost::Full,

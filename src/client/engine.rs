@@ -1,86 +1,87 @@
-//! The request layer in front of socketioxide, and one record per Engine.IO session.
+//! The request layer in front of socketioxide: whose request is it, may it be asked now, who answers.
 //!
-//! Why: a session's transport is found by the Engine.IO id, not by `SocketRef::req_parts`, which stay those of the request
-//! that *opened* the session; after an upgrade that was another connection, perhaps a proxy's, shared by strangers.
-//! A request that names a session shows its id in the query (`sid`); for a WebSocket that is opened directly the id
-//! exists only inside of socketioxide, and there `req_parts` do hold the right connection: the connect middleware
-//! *adopts* it.
+//! ```text
+//! no sid    ─▶ a new session here; over long-polling its id is given this node's tag on its way out
+//! sid, ours ─▶ poll, post or upgrade, under socketioxide's own id
+//! sid of another node's tag ─▶ passed on to that node (`relay`), once
+//! ```
 //!
-//! What always holds: a record ends with its connection, so there are never more records than connections.
+//! A transport is found by what the request that opened its session carries into socketioxide: a [`Transport`], not a
+//! connection; after an upgrade that was another connection, perhaps a proxy's, shared by strangers.
 //!
-//! WebSocket is the only transport that is offered for now. Long-polling adds to this file: a poll or post finds its
-//! record here by `sid`, an upgrade replaces the record's connection, and a closed session ends the record.
+//! What always holds: socketioxide's own id of a session that began with long-polling is on no wire without its tag; and
+//! refusals are in the words of Socket.IO's own server (engine.io, `Server.errorMessages`).
+//!
+//! Pages of other origins cannot poll: like Socket.IO's own server, this answers no CORS headers unless it is told to, and
+//! it cannot be told yet.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
     convert::Infallible,
-    sync::{Arc, Mutex, MutexGuard, Weak},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use axum::{Router, body::Body};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
-use http::{Request, Response, StatusCode, Uri, header::CONTENT_TYPE};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header::{CONTENT_TYPE, SEC_WEBSOCKET_KEY, UPGRADE},
+    request::Parts,
+};
+use http_body_util::{BodyExt, Full};
 use socketioxide::socket::Sid;
 use tower::Service;
 
-use super::{connection::Connection, socketio::PATH};
+use super::{
+    connection::Connection,
+    listener::Relayed,
+    poll,
+    relay::Relay,
+    rewrite,
+    socketio::PATH,
+    tag,
+    transport::{Hangup, NotNow, Opened, Transport, Transports},
+};
 
-/// The Engine.IO sessions of this node and the connection that each lives on. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct Records(Arc<Mutex<HashMap<Sid, Connection>>>);
+/// A request that is not carried out.
+pub(super) struct Refusal(&'static str);
 
-impl Records {
-    /// The live connection of an Engine.IO session: after an upgrade the WebSocket's.
-    pub fn connection(&self, eio_sid: Sid) -> Option<Connection> {
-        self.lock().get(&eio_sid).cloned()
-    }
+pub(super) const UNKNOWN_TRANSPORT: Refusal = Refusal(r#"{"code":0,"message":"Transport unknown"}"#);
+/// Makes a stock client start afresh, and recover.
+pub(super) const UNKNOWN_SID: Refusal = Refusal(r#"{"code":1,"message":"Session ID unknown"}"#);
+pub(super) const BAD_METHOD: Refusal = Refusal(r#"{"code":2,"message":"Bad handshake method"}"#);
+pub(super) const BAD_REQUEST: Refusal = Refusal(r#"{"code":3,"message":"Bad request"}"#);
+pub(super) const BAD_PROTOCOL: Refusal = Refusal(r#"{"code":5,"message":"Unsupported protocol version"}"#);
 
-    /// Names the connection of a session that was opened by WebSocket. To be called in the connect middleware of each
-    /// namespace; only the first call of a session does something.
-    pub fn adopt(&self, eio_sid: Sid, connection: &Connection) {
-        match self.lock().entry(eio_sid) {
-            Entry::Occupied(_) => return,
-            Entry::Vacant(vacant) => vacant.insert(connection.clone()),
-        };
-        // Weak, because the connection is held by the map.
-        let records = Arc::downgrade(&self.0);
-        let of = connection.clone();
-        connection.on_close(move || remove(&records, eio_sid, &of));
-    }
-
-    /// All live connections, for a drain.
-    pub fn connections(&self) -> Vec<Connection> {
-        self.lock().values().cloned().collect()
-    }
-
-    /// The number of Engine.IO sessions that CONNECTed to a namespace and still have their connection.
-    pub fn len(&self) -> usize {
-        self.lock().len()
-    }
-
-    /// Whether there is no session.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Sid, Connection>> {
-        self.0.lock().expect("nothing panics under this lock")
+impl Refusal {
+    pub fn response(self) -> Response<Body> {
+        let mut response = Response::new(Body::from(self.0));
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
     }
 }
 
-fn remove(records: &Weak<Mutex<HashMap<Sid, Connection>>>, eio_sid: Sid, connection: &Connection) {
-    let Some(records) = records.upgrade() else { return };
-    let mut records = records.lock().expect("nothing panics under this lock");
-    if records.get(&eio_sid).is_some_and(|current| current.same(connection)) {
-        records.remove(&eio_sid);
-    }
+/// What a request asks for.
+enum Ask<'a> {
+    Open { websocket: bool },
+    Of { id: &'a str, node: u64, sid: Sid, what: What },
 }
 
-/// Whether a request asks for a *new* Engine.IO session. All others belong to a session, or are not Engine.IO's.
-pub fn is_handshake(uri: &Uri) -> bool {
-    is_engine(uri) && query(uri, "sid").is_none()
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Poll,
+    Post,
+    Upgrade,
+    /// A node that passes this session's requests on is leaving: see [`Relay::leave`].
+    Release,
+}
+
+/// Whether a request begins something that a node that is on its way out should not begin: a session, or a WebSocket.
+/// A client whose upgrade is refused goes on polling.
+pub(super) fn is_beginning(uri: &Uri) -> bool {
+    is_engine(uri) && (query(uri, "sid").is_none() || query(uri, "transport") == Some("websocket"))
 }
 
 fn is_engine(uri: &Uri) -> bool {
@@ -92,38 +93,220 @@ fn query<'a>(uri: &'a Uri, key: &str) -> Option<&'a str> {
     pairs.filter(|(k, _)| *k == key).map(|(_, value)| value).next()
 }
 
+fn parse(parts: &Parts) -> Result<Ask<'_>, Refusal> {
+    let websocket = match query(&parts.uri, "transport") {
+        Some("polling") => false,
+        Some("websocket") => true,
+        _ => return Err(UNKNOWN_TRANSPORT),
+    };
+    let Some(id) = query(&parts.uri, "sid") else { return parse_open(parts, websocket) };
+    let (node, sid) = tag::parse(id).ok_or(UNKNOWN_SID)?;
+    let what = match (websocket, &parts.method) {
+        (_, &Method::DELETE) if parts.extensions.get::<Relayed>().is_some() => What::Release,
+        (false, &Method::GET) => What::Poll,
+        (false, &Method::POST) => What::Post,
+        (true, &Method::GET) if is_upgrade(parts) => What::Upgrade,
+        _ => return Err(BAD_REQUEST),
+    };
+    Ok(Ask::Of { id, node, sid, what })
+}
+
+fn parse_open(parts: &Parts, websocket: bool) -> Result<Ask<'_>, Refusal> {
+    match () {
+        () if parts.method != Method::GET => Err(BAD_METHOD),
+        () if websocket && !is_upgrade(parts) => Err(BAD_REQUEST),
+        // The one that stock clients have spoken since 2020.
+        () if query(&parts.uri, "EIO") != Some("4") => Err(BAD_PROTOCOL),
+        // Only requests of a session are passed on.
+        () if parts.extensions.get::<Relayed>().is_some() => Err(BAD_REQUEST),
+        () => Ok(Ask::Open { websocket }),
+    }
+}
+
+fn is_upgrade(parts: &Parts) -> bool {
+    parts.headers.contains_key(UPGRADE) && parts.headers.contains_key(SEC_WEBSOCKET_KEY)
+}
+
 /// The layer: see the module. `S` is socketioxide's service; what is not Engine.IO's goes to `pages`, which socketioxide
 /// itself would not do for paths below its own.
 #[derive(Clone)]
 pub struct Engine<S> {
     inner: S,
     pages: Router,
-    records: Records,
+    transports: Transports,
+    relay: Relay,
+    max_payload: usize,
+    hangup: Hangup,
 }
 
-impl<S> Engine<S> {
-    pub fn new(inner: S, pages: Router, records: Records) -> Self {
-        Self { inner, pages, records }
+impl<S, B> Engine<S>
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<axum::BoxError>,
+{
+    pub fn new(inner: S, pages: Router, transports: Transports, relay: Relay, max_payload: usize) -> Self {
+        let closing = inner.clone();
+        let hangup = Arc::new(move |sid| hang_up(closing.clone(), sid));
+        Self { inner, pages, transports, relay, max_payload, hangup }
     }
 
-    /// Why an Engine.IO request is not handed on. Codes and messages are those of Socket.IO's own server
-    /// (engine.io, `Server.errorMessages`).
-    fn refuse(&self, uri: &Uri) -> Option<&'static str> {
-        match (query(uri, "transport"), query(uri, "sid")) {
-            (Some("websocket"), None) => None,
-            // A session that has its WebSocket is not upgraded again, and there is no other to upgrade from.
-            (Some("websocket"), Some(sid)) => match sid.parse().ok().and_then(|sid| self.records.connection(sid)) {
-                Some(_) => Some(r#"{"code":3,"message":"Bad request"}"#),
-                None => Some(r#"{"code":1,"message":"Session ID unknown"}"#),
+    async fn answer<R>(mut self, request: Request<R>) -> Response<Body>
+    where
+        R: http_body::Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<axum::BoxError>,
+    {
+        let (mut parts, body) = request.into_parts();
+        // Every request comes through the listener, which says on what.
+        let Some(connection) = parts.extensions.get::<Connection>().cloned() else { return BAD_REQUEST.response() };
+        let (id, node, sid, what) = match parse(&parts) {
+            Err(refusal) => return refusal.response(),
+            Ok(Ask::Open { websocket: true }) => return self.open_websocket(parts, &connection).await,
+            Ok(Ask::Open { websocket: false }) => return self.open_polling(parts, &connection).await,
+            Ok(Ask::Of { id, node, sid, what }) => (id.to_owned(), node, sid, what),
+        };
+        let relayed = parts.extensions.get::<Relayed>().copied();
+        let elsewhere = node != self.relay.me();
+        let found = self.transports.get(sid).filter(|transport| !elsewhere && !transport.is_closed());
+        // What was passed on is never passed on again.
+        if found.is_none() && (!elsewhere || relayed.is_some()) {
+            return UNKNOWN_SID.response();
+        }
+        let body = match what {
+            What::Post => match poll::read(body, self.max_payload).await {
+                Ok(body) => body,
+                Err(status) => {
+                    // What it wanted to say is lost, and what it says next would follow a gap.
+                    found.inspect(Transport::cut);
+                    return empty(status);
+                }
             },
-            _ => Some(r#"{"code":0,"message":"Transport unknown"}"#),
+            What::Poll | What::Upgrade | What::Release => Bytes::new(),
+        };
+        let Some(transport) = found else {
+            return self.relay.pass_on(node, &id, Request::from_parts(parts, Full::new(body)), connection.peer()).await;
+        };
+        parts.uri = address(what, sid);
+        let says_close = rewrite::says_close(&body);
+        let request = Request::from_parts(parts, Full::new(body));
+        match what {
+            What::Poll => self.poll(transport, request, &connection).await,
+            What::Post => self.post(transport, request, says_close).await,
+            What::Upgrade => self.upgrade(transport, request, &connection, relayed).await,
+            What::Release => self.relay.release(transport).await,
         }
     }
+
+    async fn open_websocket(&mut self, mut parts: Parts, connection: &Connection) -> Response<Body> {
+        let transport = self.transports.open(connection.peer(), self.hangup.clone());
+        transport.outgoing().arm_open(self.max_payload);
+        parts.extensions.insert(Opened::new(transport.clone()));
+        self.upgrade(transport, Request::from_parts(parts, Full::default()), connection, None).await
+    }
+
+    async fn open_polling(&mut self, mut parts: Parts, connection: &Connection) -> Response<Body> {
+        let transport = self.transports.open(connection.peer(), self.hangup.clone());
+        parts.extensions.insert(Opened::new(transport.clone()));
+        let Ok(response) = self.inner.call(Request::from_parts(parts, Full::default())).await;
+        let Ok(body) = response.into_body().collect().await.map(|body| body.to_bytes()) else {
+            return BAD_REQUEST.response();
+        };
+        let me = self.relay.me();
+        let Some((sid, open)) = rewrite::open(&body, self.max_payload, |sid| tag::tagged(me, sid)) else {
+            return BAD_REQUEST.response();
+        };
+        transport.name(sid);
+        let length = open.len();
+        poll::text(Body::from(open), length)
+    }
+
+    async fn poll(
+        &mut self,
+        transport: Transport,
+        request: Request<Full<Bytes>>,
+        connection: &Connection,
+    ) -> Response<Body> {
+        match transport.begin_poll() {
+            Ok(turn) => poll::poll(turn, connection, self.inner.call(request)).await,
+            Err(NotNow::Unknown) => UNKNOWN_SID.response(),
+            Err(NotNow::Second) => {
+                transport.cut();
+                empty(StatusCode::BAD_REQUEST)
+            }
+        }
+    }
+
+    async fn post(&mut self, transport: Transport, request: Request<Full<Bytes>>, says_close: bool) -> Response<Body> {
+        if transport.hears_nothing() {
+            return UNKNOWN_SID.response();
+        }
+        let Ok(response) = self.inner.call(request).await;
+        if says_close {
+            transport.ended();
+        }
+        match response.status() {
+            StatusCode::OK => poll::text(Body::from("ok"), 2),
+            // A WebSocket by now: it is not its client that posts.
+            _ if transport.is_websocket() => BAD_REQUEST.response(),
+            status => {
+                transport.cut();
+                empty(status)
+            }
+        }
+    }
+
+    async fn upgrade(
+        &mut self,
+        transport: Transport,
+        request: Request<Full<Bytes>>,
+        connection: &Connection,
+        relayed: Option<Relayed>,
+    ) -> Response<Body> {
+        if transport.hears_nothing() {
+            return UNKNOWN_SID.response();
+        }
+        // Before socketioxide hears of it: of two upgrades at once it would end the session.
+        if !transport.upgraded(connection, relayed) {
+            return BAD_REQUEST.response();
+        }
+        let Ok(response) = self.inner.call(request).await;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            transport.cut();
+        }
+        response.map(Body::new)
+    }
+}
+
+/// What socketioxide is asked, in its own words.
+fn address(what: What, sid: Sid) -> Uri {
+    let transport = if what == What::Upgrade { "websocket" } else { "polling" };
+    let uri = format!("{PATH}/?EIO=4&transport={transport}&sid={sid}");
+    uri.try_into().expect("letters, digits and what is allowed between them")
+}
+
+/// Posts a session's close packet to socketioxide, as its client would. It takes it in one step: the body is all there.
+fn hang_up<S, B>(mut inner: S, sid: Sid)
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible>,
+{
+    let mut post = Request::new(Full::new(Bytes::from_static(rewrite::CLOSE)));
+    *post.method_mut() = Method::POST;
+    *post.uri_mut() = address(What::Post, sid);
+    if inner.call(post).now_or_never().is_none() {
+        tracing::error!("socketioxide did not end a session at once; it ends when its pings are not answered");
+    }
+}
+
+fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
 }
 
 impl<S, R, B> Service<Request<R>> for Engine<S>
 where
-    S: Service<Request<R>, Response = Response<B>, Error = Infallible>,
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
     R: http_body::Body<Data = Bytes> + Send + 'static,
     R::Error: Into<axum::BoxError>,
@@ -140,29 +323,9 @@ where
 
     fn call(&mut self, request: Request<R>) -> Self::Future {
         if !is_engine(request.uri()) {
+            let request = request.map(Body::new);
             return self.pages.call(request).boxed();
         }
-        if let Some(error) = self.refuse(request.uri()) {
-            return std::future::ready(Ok(bad_request(error))).boxed();
-        }
-        let connection = request.extensions().get::<Connection>().cloned();
-        let response = self.inner.call(request);
-        async move {
-            let response = response.await?;
-            if let Some(connection) = connection
-                && response.status() == StatusCode::SWITCHING_PROTOCOLS
-            {
-                connection.upgraded();
-            }
-            Ok(response.map(Body::new))
-        }
-        .boxed()
+        self.clone().answer(request).map(Ok).boxed()
     }
-}
-
-fn bad_request(error: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::from(error));
-    *response.status_mut() = StatusCode::BAD_REQUEST;
-    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-    response
 }

@@ -36,25 +36,21 @@ pub fn text(payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// One frame that is to be replaced by another, both whole.
-pub struct Armed {
-    pub from: Vec<u8>,
-    pub to: Vec<u8>,
-}
-
-/// `written` with every armed frame in it replaced, and those no longer armed; `None` if there is none in it.
+/// `written` with every text frame in it replaced for whose payload there is a `replacement`; `None` if there is none.
 ///
 /// `written` begins at the start of a frame. It is walked frame by frame, so that the same bytes inside of somebody's
 /// message are never taken for a frame.
-pub fn replace(written: &[u8], armed: &mut Vec<Armed>) -> Option<Vec<u8>> {
+pub fn replace(written: &[u8], replacement: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
     let mut replaced: Option<Vec<u8>> = None;
     let (mut at, mut copied) = (0, 0);
-    while let Some(length) = frame_length(&written[at..]) {
-        let frame = &written[at..at + length];
-        if let Some(found) = armed.iter().position(|a| a.from == frame) {
+    while let Some((header, length)) = frame_length(&written[at..]) {
+        let payload = &written[at + header..at + length];
+        if written[at] == TEXT
+            && let Some(to) = replacement(payload)
+        {
             let out = replaced.get_or_insert_with(|| Vec::with_capacity(written.len() + 64));
             out.extend(&written[copied..at]);
-            out.extend(armed.swap_remove(found).to);
+            out.extend(text(&to));
             copied = at + length;
         }
         at += length;
@@ -65,8 +61,8 @@ pub fn replace(written: &[u8], armed: &mut Vec<Armed>) -> Option<Vec<u8>> {
     replaced
 }
 
-/// The length of the whole unmasked frame at the start of `bytes`, `None` if they do not hold one.
-fn frame_length(bytes: &[u8]) -> Option<usize> {
+/// Header and whole length of the unmasked frame at the start of `bytes`, `None` if they do not hold all of it.
+fn frame_length(bytes: &[u8]) -> Option<(usize, usize)> {
     let second = *bytes.get(1)?;
     let (header, payload) = match second & 0x7f {
         126 => (4, u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?) as usize),
@@ -74,40 +70,47 @@ fn frame_length(bytes: &[u8]) -> Option<usize> {
         short => (2, short as usize),
     };
     let length = payload.checked_add(header)?;
-    (length <= bytes.len()).then_some(length)
+    (length <= bytes.len()).then_some((header, length))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::outgoing::Outgoing;
 
-    fn armed(from: &[u8], to: &[u8]) -> Armed {
-        Armed { from: text(from), to: text(to) }
+    fn armed(list: &[(&[u8], &[u8])]) -> Outgoing {
+        let outgoing = Outgoing::default();
+        list.iter().for_each(|(from, to)| _ = outgoing.arm(from.to_vec(), to.to_vec()));
+        outgoing
+    }
+
+    fn replaced(written: &[u8], outgoing: &Outgoing) -> Option<Vec<u8>> {
+        replace(written, |payload| outgoing.replacement(payload))
     }
 
     #[test]
     fn frames_are_replaced_wherever_they_are_in_a_write() {
         let long = vec![b'x'; 300];
         let written = [text(b"0{}"), text(b"40{a}"), text(&long), text(b"40/g,{a}"), text(b"42[1]")].concat();
-        let mut list = vec![armed(b"40/g,{a}", &long), armed(b"40{a}", b"40{bbb}"), armed(b"40/h,{a}", b"-")];
+        let list = armed(&[(b"40/g,{a}", &long), (b"40{a}", b"40{bbb}"), (b"40/h,{a}", b"-")]);
         let wanted = [text(b"0{}"), text(b"40{bbb}"), text(&long), text(&long), text(b"42[1]")].concat();
-        assert_eq!(replace(&written, &mut list), Some(wanted));
-        assert_eq!(list.len(), 1, "what was not in the write stays armed");
+        assert_eq!(replaced(&written, &list), Some(wanted));
+        assert!(list.is_armed(), "what was not in the write stays armed");
     }
 
     #[test]
     fn the_same_bytes_inside_a_message_are_left_alone() {
         let mut inner = b"451-[".to_vec();
         inner.extend(text(b"40{a}"));
-        assert_eq!(replace(&text(&inner), &mut vec![armed(b"40{a}", b"40{b}")]), None);
+        assert_eq!(replaced(&text(&inner), &armed(&[(b"40{a}", b"40{b}")])), None);
     }
 
     #[test]
     fn bytes_that_are_no_whole_frame_are_left_alone() {
         for cut in 0..text(b"40{a}").len() {
-            assert_eq!(replace(&text(b"40{a}")[..cut], &mut vec![armed(b"40{a}", b"40{b}")]), None);
+            assert_eq!(replaced(&text(b"40{a}")[..cut], &armed(&[(b"40{a}", b"40{b}")])), None);
         }
-        assert_eq!(replace(&[0x81, 127, 255, 255, 255, 255, 255, 255, 255, 255], &mut vec![]), None);
+        assert_eq!(replaced(&[0x81, 127, 255, 255, 255, 255, 255, 255, 255, 255], &armed(&[])), None);
     }
 
     #[test]

@@ -3,8 +3,11 @@
 //! What always holds: each connection counts against the cap until its descriptor is closed, and belongs to a task that
 //! `serve` waits for; after `serve` has returned there is none left. Nobody can hold a connection without speaking: a
 //! request's header has [`Limits::header_timeout`], a WebSocket has socketioxide's `connect_timeout` and its pings.
+//!
+//! A tunnel, on which another node passes its clients' requests on (see `relay`), is a connection like any other; but what
+//! it says of a client's address is believed, and it is kept longer between two requests.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -16,13 +19,13 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
     time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use super::{engine::is_handshake, stream::ClientStream};
+use super::{engine::is_beginning, relay, stream::ClientStream};
 
 /// Bounds of the client port.
 #[derive(Clone, Debug)]
@@ -43,14 +46,21 @@ impl Default for Limits {
     }
 }
 
+/// From the end of a request on a tunnel to the next one; longer than the other end keeps a tunnel that it does not use.
+const TUNNEL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Of a request that another node passed on: the client's address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Relayed(pub SocketAddr);
+
 /// A question with two answers: yes, or one word why not.
 pub type Check = Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>;
 
 /// What the port is told about the node.
 #[derive(Clone)]
 pub struct Gate {
-    /// Whether a new Engine.IO session may be opened: not while starting, draining or without a quorum. What belongs to
-    /// a session that there is already is not asked about.
+    /// Whether a new Engine.IO session or WebSocket may be opened: not while starting, draining or without a quorum. What
+    /// else belongs to a session that there is already is not asked about.
     pub admit: Check,
     /// `GET /readyz`: whether a balancer should send clients.
     pub ready: Check,
@@ -58,23 +68,38 @@ pub struct Gate {
     pub live: Check,
 }
 
-/// Serves `service` on `listener` until `token` is cancelled; then accepts no more, cuts what is still open, and returns
-/// when all is closed. Each request carries its [`Connection`](super::Connection) in its extensions.
-pub async fn serve<S>(listener: TcpListener, service: S, gate: Gate, limits: Limits, token: CancellationToken)
-where
+/// Serves `service` on `listener`, and on the `tunnels` of other nodes, until `token` is cancelled; then accepts no more,
+/// cuts what is still open, and returns when all is closed. Each request carries its
+/// [`Connection`](super::Connection) in its extensions.
+pub async fn serve<S>(
+    listener: TcpListener,
+    mut tunnels: mpsc::Receiver<TcpStream>,
+    service: S,
+    gate: Gate,
+    limits: Limits,
+    token: CancellationToken,
+) where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
 {
     let tasks = TaskTracker::new();
     let slots = Arc::new(Semaphore::new(limits.connections));
-    while let Some(tcp) = token.run_until_cancelled(accept(&listener)).await {
+    let of_clients = limits.clone();
+    let of_tunnels = Limits { header_timeout: TUNNEL_TIMEOUT, ..limits };
+    loop {
+        let (tcp, is_tunnel) = tokio::select! {
+            () = token.cancelled() => break,
+            tcp = accept(&listener) => (tcp, false),
+            Some(tcp) = tunnels.recv() => (tcp, true),
+        };
         let Ok(slot) = slots.clone().try_acquire_owned() else {
             turn_away(tcp);
             continue;
         };
         // An error means that the peer has gone already.
         let Ok(stream) = ClientStream::new(tcp, Some(slot)) else { continue };
-        tasks.spawn(connection(stream, service.clone(), gate.clone(), limits.clone(), token.clone()));
+        let limits = if is_tunnel { &of_tunnels } else { &of_clients }.clone();
+        tasks.spawn(connection(stream, is_tunnel, service.clone(), gate.clone(), limits, token.clone()));
     }
     drop(listener);
     tasks.close();
@@ -106,8 +131,14 @@ fn turn_away(tcp: TcpStream) {
 }
 
 /// One connection, from its first byte until its descriptor is closed, upgraded or not.
-async fn connection<S>(stream: ClientStream, service: S, gate: Gate, limits: Limits, token: CancellationToken)
-where
+async fn connection<S>(
+    stream: ClientStream,
+    is_tunnel: bool,
+    service: S,
+    gate: Gate,
+    limits: Limits,
+    token: CancellationToken,
+) where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
 {
@@ -116,6 +147,11 @@ where
     let of = connection.clone();
     let answer = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(of.clone());
+        let client = request.headers_mut().remove(relay::CLIENT);
+        if is_tunnel {
+            let client = client.and_then(|client| client.to_str().ok()?.parse().ok()).unwrap_or(of.peer());
+            request.extensions_mut().insert(Relayed(client));
+        }
         let early = answer_early(&request, &gate);
         let service = service.clone();
         async move {
@@ -144,12 +180,12 @@ where
     connection.cut();
 }
 
-/// Probes, and handshakes that are not admitted.
+/// Probes, and sessions and WebSockets that are not admitted.
 fn answer_early<B>(request: &Request<B>, gate: &Gate) -> Option<Response<Body>> {
     match request.uri().path() {
         "/livez" => Some(word((gate.live)(), "live")),
         "/readyz" => Some(word((gate.ready)(), "ready")),
-        _ if is_handshake(request.uri()) => match (gate.admit)() {
+        _ if is_beginning(request.uri()) => match (gate.admit)() {
             Ok(()) => None,
             refused => Some(word(refused, "")),
         },

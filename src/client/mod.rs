@@ -6,10 +6,15 @@
 //! | file | one sentence |
 //! |---|---|
 //! | `listener` | accepts, bounds and tracks connections; answers probes and turns handshakes away |
+//! | `engine` | the request layer before socketioxide: whose request is it, who answers |
+//! | `transport` | one record per Engine.IO session: what everybody above holds of a client |
+//! | `poll` | long-polling: how a poll waits and ends |
+//! | `relay` | requests for another node's sessions, passed on to it |
 //! | `stream` | the bytes of one connection, as hyper and tungstenite read and write them |
-//! | `connection` | a cheap handle on the same connection: facts about it, and the three things one can do to it |
-//! | `frame` | the little of WebSocket framing that this needs |
-//! | `engine` | the request layer before socketioxide: one record per Engine.IO session |
+//! | `connection` | a cheap handle on the same connection: facts about it, and the two things one can do to it |
+//! | `outgoing` | what is on its way to one client, whichever connections carry it |
+//! | `frame`, `rewrite` | the same packets on a WebSocket and in a body, replaced where they must be |
+//! | `tag` | the id of a session that polls, which names its node |
 //! | `socketio` | socketioxide with every limit named, and the exact bytes of its CONNECT reply |
 //! | `emit` | writing to one socket, once encoded, never after a gap |
 
@@ -18,11 +23,18 @@ pub mod emit;
 pub mod engine;
 pub mod frame;
 pub mod listener;
+pub mod outgoing;
+mod poll;
+pub mod relay;
+pub mod rewrite;
 pub mod socketio;
 pub mod stream;
+pub mod tag;
+pub mod transport;
 
 pub use connection::Connection;
 pub use emit::{Ack, Encoded, Lost, Outlet};
-pub use engine::Records;
 pub use listener::{Gate, Limits, serve};
+pub use relay::Relay;
 pub use stream::ClientStream;
+pub use transport::{Transport, Transports};

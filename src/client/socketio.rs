@@ -9,8 +9,9 @@ use axum::Router;
 use socketioxide::{ParserConfig, TransportType, service::SocketIoService, socket::Sid};
 
 use super::{
-    connection::Connection,
-    engine::{Engine, Records},
+    engine::Engine,
+    relay::Relay,
+    transport::{Opened, Transport, Transports},
 };
 use crate::adapter::{Hub, PeerAdapter, SocketIo, SocketRef};
 
@@ -24,12 +25,17 @@ pub const PACKETS: usize = 32_768;
 /// Binary attachments of one incoming packet. Past it the connection is closed.
 pub const ATTACHMENTS: usize = 16;
 
+/// What socketioxide is told to put into the answer to one poll: more than ever waits for a client. With a smaller bound it
+/// sets a packet aside for the next poll, and forgets it when the client upgrades first. What clients may post is bounded
+/// by [`Settings::max_payload`], in the request layer.
+const POLL_BYTES: u64 = 1 << 30;
+
 /// What differs between deployments; the rest is fixed here.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub ping_interval: Duration,
     pub ping_timeout: Duration,
-    /// Largest message, frame and sum of attachments from a client, in bytes. Past it the connection is closed.
+    /// Largest message, frame, post and sum of attachments from a client, in bytes. Past it the transport is closed.
     pub max_payload: usize,
     /// From the transport's opening to the first successful CONNECT. Past it the transport is closed.
     pub connect_timeout: Duration,
@@ -49,7 +55,8 @@ impl Default for Settings {
 /// The client port's service: Engine.IO requests go to socketioxide, all others to `pages`.
 pub fn service(
     settings: &Settings,
-    records: Records,
+    transports: Transports,
+    relay: Relay,
     pages: Router,
     hub: Hub,
 ) -> (Engine<SocketIoService<Router, PeerAdapter>>, SocketIo) {
@@ -59,9 +66,9 @@ pub fn service(
         .packet_completion_timeout(Duration::from_secs(10));
     let (service, io) = socketioxide::SocketIo::builder()
         .req_path(PATH)
-        .transports([TransportType::Websocket])
+        .transports([TransportType::Polling, TransportType::Websocket])
         .max_buffer_size(PACKETS)
-        .max_payload(settings.max_payload as u64)
+        .max_payload(POLL_BYTES)
         .ws_max_message_size(settings.max_payload)
         .ws_max_frame_size(settings.max_payload)
         .ping_interval(settings.ping_interval)
@@ -70,12 +77,12 @@ pub fn service(
         .with_parser(parser)
         .with_adapter::<PeerAdapter>(hub)
         .build_with_inner_svc(Router::new());
-    (Engine::new(service, pages, records), io)
+    (Engine::new(service, pages, transports, relay, settings.max_payload), io)
 }
 
-/// The connection that a socket's Engine.IO session was opened on; `None` if it did not come through the listener.
-pub fn connection(socket: &SocketRef) -> Option<Connection> {
-    socket.req_parts().extensions.get::<Connection>().cloned()
+/// The transport of a socket; `None` if it did not come through the listener.
+pub fn transport(socket: &SocketRef) -> Option<Transport> {
+    socket.req_parts().extensions.get::<Opened>().map(|opened| opened.transport().clone())
 }
 
 /// The payload of the CONNECT reply that socketioxide writes for a socket (`Namespace::connect`, `ConnectPacket`).

@@ -83,10 +83,8 @@ impl ClientStream {
             return Poll::Ready(Ok(bytes.len()));
         }
         ready!(self.poll_drain(cx, out))?;
-        let replaced = match out.armed.is_empty() {
-            true => None,
-            false => replace(bytes, &mut out.armed),
-        };
+        let carries = self.connection.carries().filter(|carries| carries.is_armed());
+        let replaced = carries.and_then(|carries| replace(bytes, |payload| carries.replacement(payload)));
         match replaced {
             Some(replaced) => {
                 out.rest = replaced;
@@ -195,7 +193,15 @@ mod tests {
     };
 
     use super::*;
-    use crate::client::frame::text;
+    use crate::client::{frame::text, outgoing::Outgoing};
+
+    /// A WebSocket and what it carries.
+    async fn websocket() -> (ClientStream, TcpStream, Arc<Outgoing>) {
+        let (stream, client) = pair().await;
+        let outgoing = Arc::new(Outgoing::default());
+        stream.connection().upgraded(&outgoing);
+        (stream, client, outgoing)
+    }
 
     async fn pair() -> (ClientStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -211,8 +217,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_frame_is_replaced_among_others_of_one_write() {
-        let (mut stream, mut client) = pair().await;
-        stream.connection().arm(b"40{1}".to_vec(), b"40{22}".to_vec());
+        let (mut stream, mut client, outgoing) = websocket().await;
+        outgoing.arm(b"40{1}".to_vec(), b"40{22}".to_vec());
         let written = [text(b"0{}"), text(b"40{1}"), text(b"42[]")].concat();
         assert_eq!(stream.write(&written).await.unwrap(), written.len());
         stream.write_all(&text(b"40{1}")).await.unwrap();
@@ -224,20 +230,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_write_is_taken_whole_and_counted_as_the_kernel_takes_it() {
-        let (mut stream, mut client) = pair().await;
-        let connection = stream.connection();
+        let (mut stream, mut client, outgoing) = websocket().await;
         let many = vec![7; 8 << 20];
-        connection.queued(many.len());
+        outgoing.queued(many.len());
         assert_eq!(stream.write(&many).await.unwrap(), many.len());
-        assert!(connection.queued_bytes() > 0, "more than the kernel's buffers hold");
+        assert!(outgoing.queued_bytes() > 0, "more than the kernel's buffers hold");
         let (flushed, read) = tokio::join!(stream.flush(), async {
             let mut seen = vec![0; many.len()];
             client.read_exact(&mut seen).await.map(|_| seen)
         });
         flushed.unwrap();
         assert_eq!(read.unwrap(), many);
-        assert_eq!((connection.queued_bytes(), connection.written()), (0, many.len() as u64));
-        connection.drained(0).await;
+        assert_eq!((outgoing.queued_bytes(), outgoing.written()), (0, many.len() as u64));
     }
 
     #[tokio::test]
@@ -258,7 +262,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_cut_wakes_a_reader_and_a_writer_that_wait() {
-        let (stream, _client) = pair().await;
+        let (stream, _client, outgoing) = websocket().await;
         let connection = stream.connection();
         let (mut reads, mut writes) = tokio::io::split(stream);
         let reader = tokio::spawn(async move { reads.read(&mut [0; 8]).await.unwrap() });
@@ -268,7 +272,7 @@ mod tests {
                 if writes.flush().await.is_err() || connection.is_closed() {
                     return connection;
                 }
-                if connection.written() > 1 << 20 {
+                if outgoing.written() > 1 << 20 {
                     let cut = connection.clone();
                     tokio::spawn(async move { cut.cut() });
                 }
@@ -280,9 +284,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_gentle_close_writes_what_was_accepted_and_then_1012() {
-        let (mut stream, mut client) = pair().await;
+        let (mut stream, mut client, _) = websocket().await;
         let connection = stream.connection();
-        connection.upgraded();
         let many = text(&[b'x'; 60_000]).repeat(100);
         assert_eq!(stream.write(&many).await.unwrap(), many.len());
         let closing = tokio::spawn(async move { connection.close_gently().await });

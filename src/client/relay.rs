@@ -1,0 +1,395 @@
+//! No sticky sessions: a request for a session of another node is passed on to that node, once.
+//!
+//! The way is a *tunnel*: a connection to the node's peer port, on a lane of its own, on which HTTP is spoken as on the
+//! client port. One request at a time has it, a WebSocket has it for life. So a poll that is held for long delays nobody,
+//! what a client does not read is not read for it either, a client that goes away takes its request with it, and a node
+//! that dies is noticed at once. The node at the other end serves a tunnel like any client's connection, within the same
+//! limits.
+//!
+//! What always holds:
+//! * A request is passed on at most once: what comes out of a tunnel never goes into another.
+//! * Whatever goes wrong on the way is answered "session unknown": the client starts afresh, anywhere, and recovers.
+//!
+//! The price of a relayed WebSocket is that each of its bytes passes two nodes, and that it ends when either of them stops:
+//! clients that name `transports: ["websocket"]` never have one.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::{
+    future::BoxFuture,
+    stream::{self, StreamExt},
+};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{self, HeaderName},
+};
+use http_body::{Frame, SizeHint};
+use http_body_util::Full;
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+    upgrade::{OnUpgrade, Upgraded},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncWriteExt, copy, split},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{connection::CLOSE_TIMEOUT, engine::UNKNOWN_SID, socketio::PATH, transport::Transport};
+
+/// Tells the other end of a tunnel the address of the client. Taken from a tunnel only.
+pub(super) const CLIENT: HeaderName = HeaderName::from_static("moim-client");
+/// How long a node may take to accept a tunnel.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Tunnels to one node that are kept for the next request; more are closed.
+const IDLE_MAX: usize = 64;
+/// How long they are kept: less than the other end waits for a request.
+const IDLE_TIME: Duration = Duration::from_secs(20);
+/// Requests of a node that is leaving that are let go of at once.
+const RELEASES: usize = 16;
+/// How often a node is looked at while its answer is awaited.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Makes a connection to a node's peer port.
+pub type Dial = Arc<dyn Fn(u64) -> BoxFuture<'static, io::Result<TcpStream>> + Send + Sync>;
+/// Lets a transport go as a drain does.
+pub type LetGo = Arc<dyn Fn(Transport) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// What the relay has to know of the cluster.
+#[derive(Clone)]
+pub struct Others {
+    /// This node's tag.
+    pub me: u64,
+    pub dial: Dial,
+    /// Whether a node is up, as far as the cluster knows.
+    pub is_up: Arc<dyn Fn(u64) -> bool + Send + Sync>,
+    pub let_go: LetGo,
+}
+
+/// Passes requests on. Cheap to clone.
+#[derive(Clone)]
+pub struct Relay(Arc<Inner>);
+
+struct Inner {
+    others: Others,
+    idle: Mutex<HashMap<u64, Vec<(Tunnel, Instant)>>>,
+    passing: Mutex<HashMap<u64, Passing>>,
+    last: AtomicU64,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+type Tunnel = SendRequest<Full<Bytes>>;
+
+/// A request that is on its way, or a WebSocket.
+#[derive(Clone)]
+struct Passing {
+    to: u64,
+    id: String,
+    websocket: bool,
+}
+
+impl Relay {
+    pub fn new(others: Others) -> Self {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (idle, passing) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { others, idle, passing, last: AtomicU64::new(0), tasks, stop }))
+    }
+
+    /// Of a node that has no others.
+    pub fn alone(me: u64) -> Self {
+        let dial: Dial = Arc::new(|_| Box::pin(std::future::ready(Err(io::ErrorKind::HostUnreachable.into()))));
+        let let_go: LetGo = Arc::new(|transport| Box::pin(async move { transport.close_gently().await }));
+        Self::new(Others { me, dial, is_up: Arc::new(|_| false), let_go })
+    }
+
+    /// This node's tag.
+    pub fn me(&self) -> u64 {
+        self.0.others.me
+    }
+
+    /// WebSockets that pass through this node to others.
+    pub fn websockets(&self) -> usize {
+        lock(&self.0.passing).values().filter(|passing| passing.websocket).count()
+    }
+
+    /// Passes a request for the session `id` on to its node.
+    pub(super) async fn pass_on(
+        &self,
+        to: u64,
+        id: &str,
+        request: Request<Full<Bytes>>,
+        client: SocketAddr,
+    ) -> Response<Body> {
+        if !(self.0.others.is_up)(to) {
+            return UNKNOWN_SID.response();
+        }
+        let passing = self.enter(Passing { to, id: id.to_owned(), websocket: false });
+        match self.exchange(passing, request, client).await {
+            Ok(response) => response,
+            Err(why) => {
+                tracing::debug!(node = %format_args!("{to:016x}"), "a request was not passed on: {why}");
+                UNKNOWN_SID.response()
+            }
+        }
+    }
+
+    async fn exchange(
+        &self,
+        passing: Entry,
+        mut request: Request<Full<Bytes>>,
+        client: SocketAddr,
+    ) -> Result<Response<Body>, axum::BoxError> {
+        let to = passing.to();
+        let mut tunnel = self.tunnel(to).await?;
+        let from = request.extensions_mut().remove::<OnUpgrade>();
+        let mut response = tokio::select! {
+            response = tunnel.send_request(outward(request, client)) => response?,
+            () = self.is_down(to) => return Err("its node is down".into()),
+        };
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let (parts, body) = response.into_parts();
+            let back = Some((self.clone(), to, tunnel));
+            return Ok(Response::from_parts(inward(parts), Body::new(Answer { body, back, _passing: passing })));
+        }
+        let from = from.ok_or("it was not an upgrade")?;
+        let there = hyper::upgrade::on(&mut response);
+        let (relay, stop) = (self.clone(), self.0.stop.clone());
+        passing.is_websocket();
+        self.0.tasks.spawn(stop.run_until_cancelled_owned(async move {
+            if let (Ok(here), Ok(there)) = tokio::join!(from, there) {
+                tokio::select! {
+                    () = carry(here, there) => {}
+                    () = relay.is_down(to) => {}
+                }
+            }
+            drop(passing);
+        }));
+        Ok(response.map(|_| Body::empty()))
+    }
+
+    /// An idle tunnel to a node, or a new one.
+    async fn tunnel(&self, to: u64) -> Result<Tunnel, axum::BoxError> {
+        while let Some((tunnel, since)) = lock(&self.0.idle).get_mut(&to).and_then(Vec::pop) {
+            if tunnel.is_ready() && since.elapsed() < IDLE_TIME {
+                return Ok(tunnel);
+            }
+        }
+        let stream = timeout(DIAL_TIMEOUT, (self.0.others.dial)(to)).await??;
+        notice_death(&stream)?;
+        let (tunnel, driver) = http1::handshake(TokioIo::new(stream)).await?;
+        let stop = self.0.stop.clone();
+        self.0.tasks.spawn(async move {
+            // An error is told to whoever waits for an answer.
+            stop.run_until_cancelled(driver.with_upgrades()).await
+        });
+        Ok(tunnel)
+    }
+
+    fn keep(&self, to: u64, tunnel: Tunnel) {
+        let mut idle = lock(&self.0.idle);
+        let tunnels = idle.entry(to).or_default();
+        tunnels.retain(|(tunnel, since)| !tunnel.is_closed() && since.elapsed() < IDLE_TIME);
+        if tunnels.len() < IDLE_MAX {
+            tunnels.push((tunnel, Instant::now()));
+        }
+    }
+
+    /// Comes true when the cluster says that a node is down: some deaths no connection tells of.
+    async fn is_down(&self, node: u64) {
+        while (self.0.others.is_up)(node) {
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Lets go of all that passes through this node, which is leaving: its polls end with a noop and come again elsewhere,
+    /// its WebSockets are closed by their own nodes as in a drain, one in each `pace`.
+    pub async fn leave(&self, pace: impl Fn() -> Duration) {
+        let all: Vec<Passing> = lock(&self.0.passing).values().cloned().collect();
+        let (websockets, polls): (Vec<_>, Vec<_>) = all.into_iter().partition(|passing| passing.websocket);
+        stream::iter(polls).for_each_concurrent(RELEASES, |passing| self.ask_release(passing)).await;
+        for passing in websockets {
+            let relay = self.clone();
+            self.0.tasks.spawn(async move { relay.ask_release(passing).await });
+            sleep(pace()).await;
+        }
+    }
+
+    async fn ask_release(&self, passing: Passing) {
+        let asked = async {
+            let mut tunnel = self.tunnel(passing.to).await?;
+            let mut request = Request::new(Full::default());
+            *request.method_mut() = Method::DELETE;
+            *request.uri_mut() = format!("{PATH}/?EIO=4&transport=polling&sid={}", passing.id).try_into()?;
+            Ok::<_, axum::BoxError>(tunnel.send_request(request).await?)
+        };
+        // Whoever is not let go of is cut when this node stops, and recovers.
+        if let Ok(Err(why)) = timeout(CLOSE_TIMEOUT * 2, asked).await {
+            tracing::debug!("a relayed client was not let go of: {why}");
+        }
+    }
+
+    /// The other side of [`leave`](Self::leave).
+    pub(super) async fn release(&self, transport: Transport) -> Response<Body> {
+        match transport.is_websocket() {
+            true => (self.0.others.let_go)(transport).await,
+            false => transport.release(),
+        }
+        Response::new(Body::empty())
+    }
+
+    /// How many requests and WebSockets are passing through.
+    pub fn len(&self) -> usize {
+        lock(&self.0.passing).len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Ends all tunnels and waits for them.
+    pub async fn close(&self) {
+        self.0.stop.cancel();
+        lock(&self.0.idle).clear();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    fn enter(&self, passing: Passing) -> Entry {
+        let key = self.0.last.fetch_add(1, Relaxed);
+        let to = passing.to;
+        lock(&self.0.passing).insert(key, passing);
+        Entry { relay: self.clone(), key, to }
+    }
+}
+
+/// A line in the table of what passes; gone with it.
+struct Entry {
+    relay: Relay,
+    key: u64,
+    to: u64,
+}
+
+impl Entry {
+    fn to(&self) -> u64 {
+        self.to
+    }
+
+    fn is_websocket(&self) {
+        if let Some(passing) = lock(&self.relay.0.passing).get_mut(&self.key) {
+            passing.websocket = true;
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        lock(&self.relay.0.passing).remove(&self.key);
+    }
+}
+
+/// The request as it goes into a tunnel: what belongs to the client's connection stays, its address goes along.
+fn outward(mut request: Request<Full<Bytes>>, client: SocketAddr) -> Request<Full<Bytes>> {
+    let headers = request.headers_mut();
+    let upgrade = headers.contains_key(header::UPGRADE);
+    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::CONTENT_LENGTH, header::EXPECT] {
+        headers.remove(name);
+    }
+    headers.remove("keep-alive");
+    if upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    if let Ok(client) = HeaderValue::try_from(client.to_string()) {
+        headers.insert(CLIENT, client);
+    }
+    *request.version_mut() = http::Version::HTTP_11;
+    request
+}
+
+/// The head of an answer as it leaves for the client.
+fn inward(mut parts: http::response::Parts) -> http::response::Parts {
+    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::DATE] {
+        parts.headers.remove(name);
+    }
+    parts
+}
+
+/// Probes an idle connection, so that a node that vanished without a word is noticed within about three seconds.
+fn notice_death(stream: &TcpStream) -> io::Result<()> {
+    let second = Duration::from_secs(1);
+    let probes = socket2::TcpKeepalive::new().with_time(second).with_interval(second).with_retries(2);
+    socket2::SockRef::from(stream).set_tcp_keepalive(&probes)
+}
+
+/// Carries bytes between a client and its node until one of them is done; then the other has a moment to finish.
+async fn carry(here: Upgraded, there: Upgraded) {
+    let (mut from_client, mut to_client) = split(TokioIo::new(here));
+    let (mut from_node, mut to_node) = split(TokioIo::new(there));
+    // An error means that this direction has ended.
+    let up = async {
+        copy(&mut from_client, &mut to_node).await.ok();
+        to_node.shutdown().await.ok();
+    };
+    let down = async {
+        copy(&mut from_node, &mut to_client).await.ok();
+        to_client.shutdown().await.ok();
+    };
+    let (mut up, mut down) = (pin!(up), pin!(down));
+    tokio::select! {
+        () = &mut up => { timeout(CLOSE_TIMEOUT, down).await.ok(); }
+        () = &mut down => { timeout(CLOSE_TIMEOUT, up).await.ok(); }
+    }
+}
+
+/// The body of an answer; when all of it was read, the tunnel is free again.
+struct Answer {
+    body: Incoming,
+    back: Option<(Relay, u64, Tunnel)>,
+    _passing: Entry,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let whole = match &frame {
+            None => true,
+            Some(Ok(_)) => self.body.is_end_stream(),
+            Some(Err(_)) => false,
+        };
+        if whole && let Some((relay, to, tunnel)) = self.back.take() {
+            relay.keep(to, tunnel);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics under this lock")
+}

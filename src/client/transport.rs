@@ -1,0 +1,396 @@
+//! A client's transport: one record per Engine.IO session, over whichever connections carry it.
+//!
+//! Why: a client that polls has no connection of its own, and one that upgrades has first many and then one. What is
+//! written to it, counted, armed and closed belongs to its Engine.IO session, so that is what everybody above holds.
+//!
+//! What always holds:
+//! * After `cut` no packet goes out; a poll that waits is answered with Engine.IO's close, later requests with "unknown".
+//! * `closed` comes true for every way in which a transport can end, and stays true: its WebSocket has ended, a poll was
+//!   given up half way, socketioxide has let go of the session (no pong, no CONNECT in time), or it was cut.
+//! * One poll at a time. Packets that left socketioxide for a poll whose client is gone are a gap, so the transport is cut.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use socketioxide::socket::Sid;
+use tokio::{sync::Notify, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    connection::{CLOSE_TIMEOUT, Connection},
+    listener::Relayed,
+    outgoing::Outgoing,
+};
+
+/// Ends a session inside of socketioxide that has no connection to be cut.
+pub(super) type Hangup = Arc<dyn Fn(Sid) + Send + Sync>;
+
+/// The Engine.IO sessions of this node. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Transports(Arc<Mutex<Tables>>);
+
+#[derive(Default)]
+struct Tables {
+    last: u64,
+    all: HashMap<u64, Transport>,
+    /// Those that began with long-polling: the ones that later requests name.
+    by_sid: HashMap<Sid, Transport>,
+}
+
+impl Transports {
+    /// A new transport, of a client at `peer`.
+    pub(super) fn open(&self, peer: SocketAddr, hangup: Hangup) -> Transport {
+        let mut tables = self.lock();
+        tables.last += 1;
+        let transport = Transport(Arc::new(Record {
+            id: tables.last,
+            outgoing: Arc::default(),
+            hangup,
+            state: Mutex::new(State { peer, sid: None, websocket: None, polled: false, ended: false }),
+            relayed: AtomicBool::new(false),
+            released: Notify::new(),
+            noops: AtomicU64::new(0),
+            closing: CancellationToken::new(),
+            closed: CancellationToken::new(),
+            registry: Arc::downgrade(&self.0),
+        }));
+        tables.all.insert(transport.0.id, transport.clone());
+        transport
+    }
+
+    /// The transport of an Engine.IO session that began with long-polling.
+    pub(super) fn get(&self, sid: Sid) -> Option<Transport> {
+        self.lock().by_sid.get(&sid).cloned()
+    }
+
+    /// All that are open, for a drain.
+    pub fn all(&self) -> Vec<Transport> {
+        self.lock().all.values().cloned().collect()
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.lock().all.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// WebSockets that come to this node through another one.
+    pub fn relayed(&self) -> usize {
+        self.lock().all.values().filter(|transport| transport.is_relayed()).count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tables> {
+        lock_tables(&self.0)
+    }
+}
+
+fn lock_tables(tables: &Mutex<Tables>) -> MutexGuard<'_, Tables> {
+    tables.lock().expect("nothing panics under this lock")
+}
+
+/// See the module. Cheap to clone; outlives what it is a handle on.
+#[derive(Clone)]
+pub struct Transport(Arc<Record>);
+
+struct Record {
+    id: u64,
+    outgoing: Arc<Outgoing>,
+    hangup: Hangup,
+    state: Mutex<State>,
+    /// Its WebSocket comes through another node.
+    relayed: AtomicBool,
+    /// A poll that waits ends with a noop, because the node that it came through is leaving.
+    released: Notify,
+    /// Noops in a row that polls were answered with during an upgrade.
+    noops: AtomicU64,
+    closing: CancellationToken,
+    closed: CancellationToken,
+    registry: Weak<Mutex<Tables>>,
+}
+
+struct State {
+    peer: SocketAddr,
+    /// Set when the session began with long-polling.
+    sid: Option<Sid>,
+    websocket: Option<Connection>,
+    /// A poll is being answered.
+    polled: bool,
+    ended: bool,
+}
+
+/// Why a poll is not taken.
+pub(super) enum NotNow {
+    /// The transport has ended.
+    Unknown,
+    /// Another one is waiting.
+    Second,
+}
+
+impl Transport {
+    /// The client's address, as the request said that made it what it is: the first one, or the upgrade.
+    pub fn peer(&self) -> SocketAddr {
+        self.lock().peer
+    }
+
+    /// Whether it is a WebSocket by now; else long-polling.
+    pub fn is_websocket(&self) -> bool {
+        self.lock().websocket.is_some()
+    }
+
+    /// Whether its WebSocket comes through another node.
+    pub fn is_relayed(&self) -> bool {
+        self.0.relayed.load(Relaxed)
+    }
+
+    /// From now on the packet `from`, when it is written, goes out as `to`; once, on whichever connection.
+    /// To be called before the packet can be written. Both are at most 65,535 bytes.
+    pub fn arm(&self, from: Vec<u8>, to: Vec<u8>) {
+        if !self.is_closed() && !self.0.outgoing.arm(from, to) {
+            self.cut();
+        }
+    }
+
+    /// Ends the transport in this very step, in a way after which a client reconnects: see the module. May be called
+    /// again.
+    pub fn cut(&self) {
+        let Some((sid, websocket)) = self.end() else { return };
+        if let Some(websocket) = websocket {
+            websocket.cut();
+        }
+        // Also for one that is in the middle of an upgrade, where both are there.
+        if let Some(sid) = sid {
+            (self.0.hangup)(sid);
+        }
+    }
+
+    /// Ends the transport after what it was given to write was written: with a WebSocket close (1012), or with
+    /// Engine.IO's close as the answer to a poll. What the client says meanwhile is not heard: it could not be answered.
+    /// A client that does not take it in [`CLOSE_TIMEOUT`] is cut. Dropping the future cuts.
+    pub async fn close_gently(&self) {
+        let _cut = CutOnDrop(self);
+        let websocket = self.lock().websocket.clone();
+        match websocket {
+            Some(websocket) => websocket.close_gently().await,
+            None => {
+                self.0.closing.cancel();
+                // Whichever way it ends, the transport is cut now.
+                timeout(CLOSE_TIMEOUT, self.closed()).await.ok();
+            }
+        }
+    }
+
+    /// Lets a poll that waits go, because it came through a node that is leaving: the client polls again, elsewhere.
+    pub(super) fn release(&self) {
+        self.0.released.notify_waiters();
+    }
+
+    /// Counts a packet that was just given to socketioxide; see [`Outgoing::queued`].
+    pub fn queued(&self, bytes: usize) {
+        self.0.outgoing.queued(bytes);
+    }
+
+    /// See [`Outgoing::queued_bytes`].
+    pub fn queued_bytes(&self) -> usize {
+        self.0.outgoing.queued_bytes()
+    }
+
+    /// Waits until at most `max` bytes are queued, or the transport has ended.
+    pub async fn drained(&self, max: usize) {
+        loop {
+            let notified = self.0.outgoing.progress.notified();
+            if self.is_closed() || self.queued_bytes() <= max {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Waits until the transport has ended.
+    pub async fn closed(&self) {
+        self.0.closed.cancelled().await;
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.0.closed.is_cancelled()
+    }
+
+    /// Whether both handles are of one transport.
+    pub fn same(&self, other: &Transport) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    pub(super) fn outgoing(&self) -> &Arc<Outgoing> {
+        &self.0.outgoing
+    }
+
+    /// It began with long-polling, under this id.
+    pub(super) fn name(&self, sid: Sid) {
+        let Some(registry) = self.0.registry.upgrade() else { return };
+        let mut tables = lock_tables(&registry);
+        let mut state = self.lock();
+        if !state.ended {
+            state.sid = Some(sid);
+            tables.by_sid.insert(sid, self.clone());
+        }
+    }
+
+    /// It has a WebSocket, with whose end it ends; through another node, if that says for whom. False if there is one
+    /// already, or it is too late.
+    pub(super) fn upgraded(&self, websocket: &Connection, relayed: Option<Relayed>) -> bool {
+        {
+            let mut state = self.lock();
+            if state.ended || state.websocket.is_some() {
+                return false;
+            }
+            state.websocket = Some(websocket.clone());
+            state.peer = relayed.map_or(websocket.peer(), |Relayed(client)| client);
+        }
+        self.0.relayed.store(relayed.is_some(), Relaxed);
+        websocket.upgraded(&self.0.outgoing);
+        // Weak: the connection is held by this record.
+        let record = Arc::downgrade(&self.0);
+        websocket.on_close(move || {
+            if let Some(record) = record.upgrade() {
+                Transport(record).ended();
+            }
+        });
+        true
+    }
+
+    /// Begins to answer a poll.
+    pub(super) fn begin_poll(&self) -> Result<Turn, NotNow> {
+        let mut state = self.lock();
+        if state.ended {
+            return Err(NotNow::Unknown);
+        }
+        if std::mem::replace(&mut state.polled, true) {
+            return Err(NotNow::Second);
+        }
+        Ok(Turn { transport: self.clone(), done: false })
+    }
+
+    /// Comes true when a poll that waits shall end, because the transport is about to.
+    pub(super) async fn is_closing(&self) {
+        self.0.closing.cancelled().await;
+    }
+
+    /// Whether [`close_gently`](Self::close_gently) has begun: nothing that the client says is heard any more.
+    pub(super) fn hears_nothing(&self) -> bool {
+        self.0.closing.is_cancelled() || self.is_closed()
+    }
+
+    pub(super) async fn released(&self) {
+        self.0.released.notified().await;
+    }
+
+    /// Counts noops in a row.
+    pub(super) fn noop(&self, is_one: bool) -> u64 {
+        match is_one {
+            true => self.0.noops.fetch_add(1, Relaxed) + 1,
+            false => self.0.noops.swap(0, Relaxed),
+        }
+    }
+
+    /// It has ended by itself: there is nothing to cut.
+    pub(super) fn ended(&self) {
+        self.end();
+    }
+
+    /// The first to come gets what has to be closed.
+    fn end(&self) -> Option<(Option<Sid>, Option<Connection>)> {
+        let (sid, websocket) = {
+            let mut state = self.lock();
+            if std::mem::replace(&mut state.ended, true) {
+                return None;
+            }
+            (state.sid, state.websocket.clone())
+        };
+        if let Some(registry) = self.0.registry.upgrade() {
+            let mut tables = lock_tables(&registry);
+            tables.all.remove(&self.0.id);
+            sid.and_then(|sid| tables.by_sid.remove(&sid));
+        }
+        self.0.outgoing.disarm();
+        self.0.closed.cancel();
+        self.0.outgoing.progress.notify_waiters();
+        Some((sid, websocket))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().expect("nothing panics under this lock")
+    }
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Transport({})", self.peer())
+    }
+}
+
+struct CutOnDrop<'a>(&'a Transport);
+
+impl Drop for CutOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.cut();
+    }
+}
+
+/// The answer to one poll, from its arrival until its body was taken. Given up before that, the transport is cut: either
+/// the client has gone, or it missed packets.
+pub(super) struct Turn {
+    transport: Transport,
+    done: bool,
+}
+
+impl Turn {
+    pub fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    /// The body is on its way.
+    pub fn done(&mut self) {
+        if !std::mem::replace(&mut self.done, true) {
+            self.transport.lock().polled = false;
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.done {
+            self.transport.cut();
+        }
+    }
+}
+
+/// What the request that opened a session carries into socketioxide, which keeps it as long as the session: gone, and the
+/// transport has ended, whatever the cause.
+#[derive(Clone)]
+pub(super) struct Opened(Arc<Guard>);
+
+struct Guard(Transport);
+
+impl Opened {
+    pub fn new(transport: Transport) -> Self {
+        Self(Arc::new(Guard(transport)))
+    }
+
+    pub fn transport(&self) -> &Transport {
+        &self.0.0
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.ended();
+    }
+}
