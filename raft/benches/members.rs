@@ -19,6 +19,7 @@ use moim_raft::{
     base::Base,
     codec::{self, Kind},
     command::{Batch, Command, Holder, Limits, Namespace, NodeInfo, Room, Sid, User},
+    level,
     machine::Machine,
     net::SnapshotFile,
     propose::Proposals,
@@ -117,7 +118,8 @@ impl Node {
         let index = found.point.as_ref().and_then(|point| point.index()).unwrap_or(0);
         let (feed, _nobody) = mpsc::channel(1);
         let proposals = Arc::new(Proposals::default());
-        let opened = Machine::open(PROPOSER + 1, base, found, snapshots, proposals, feed, Default::default());
+        let opened =
+            Machine::open(PROPOSER + 1, level::KNOWN, base, found, snapshots, proposals, feed, Default::default());
         let (machine, gone) = opened.expect("what was found is usable");
         Self { machine: Some(machine), gone, index }
     }
@@ -196,7 +198,7 @@ impl Script {
 
     fn visit(&self, user: u64, rooms: impl Iterator<Item = u64>) -> Vec<Command> {
         let ns = Namespace::new("/").expect("a name");
-        let mut random = [0; 20];
+        let mut random = [0; 16];
         random[..8].copy_from_slice(&user.to_be_bytes());
         let mut pid = [0; 32];
         pid[..8].copy_from_slice(&user.to_be_bytes());

@@ -271,7 +271,7 @@ pub fn ns() -> Namespace {
 pub async fn open_session(store: &Store, name: &str) -> moim_raft::Result<(Sid, Applied)> {
     let user = User::new(name).expect("a short name");
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut random = [0; 20];
+    let mut random = [0; 16];
     for (i, byte) in random.iter_mut().enumerate() {
         for b in name.bytes().chain([i as u8]) {
             hash = (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3);
@@ -280,7 +280,7 @@ pub async fn open_session(store: &Store, name: &str) -> moim_raft::Result<(Sid, 
     }
     let sid = Sid::from_random(random);
     let mut pid = [0; 32];
-    pid[..20].copy_from_slice(&random);
+    pid[..16].copy_from_slice(&random);
     let applied = store.call(Command::Open { sid: sid.clone(), ns: ns(), user, guest: false, pid }).await?;
     Ok((sid, applied))
 }
