@@ -9,6 +9,9 @@
 //! What always holds:
 //! * A request is passed on at most once: what comes out of a tunnel never goes into another.
 //! * Whatever goes wrong on the way is answered "session unknown": the client starts afresh, anywhere, and recovers.
+//! * Nobody waits for a node that does not answer: while something is on its way to a node, it is asked again and again
+//!   whether it lives. A process that is gone closes its tunnels by itself, a machine that is cut off or a process that
+//!   stands still does not.
 //!
 //! The price of a relayed WebSocket is that each of its bytes passes two nodes, and that it ends when either of them stops:
 //! clients that name `transports: ["websocket"]` never have one.
@@ -37,7 +40,7 @@ use http::{
     header::{self, HeaderName},
 };
 use http_body::{Frame, SizeHint};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::{
     body::Incoming,
     client::conn::http1::{self, SendRequest},
@@ -63,8 +66,10 @@ const IDLE_MAX: usize = 64;
 const IDLE_TIME: Duration = Duration::from_secs(20);
 /// Requests of a node that is leaving that are let go of at once.
 const RELEASES: usize = 16;
-/// How often a node is looked at while its answer is awaited.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often a node is asked whether it lives while something is on its way to it.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// How long it may take to say so. Far longer than Raft gives a leader, so that a machine that is merely busy is not cut off.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Makes a connection to a node's peer port.
 pub type Dial = Arc<dyn Fn(u64) -> BoxFuture<'static, io::Result<TcpStream>> + Send + Sync>;
@@ -90,12 +95,20 @@ struct Inner {
     others: Others,
     idle: Mutex<HashMap<u64, Vec<(Tunnel, Instant)>>>,
     passing: Mutex<HashMap<u64, Passing>>,
+    watched: Mutex<HashMap<u64, Watched>>,
     last: AtomicU64,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 type Tunnel = SendRequest<Full<Bytes>>;
+
+/// A node that something is on its way to.
+struct Watched {
+    users: usize,
+    /// Comes true when it does not answer, or when nobody is left to whom it matters.
+    over: CancellationToken,
+}
 
 /// A request that is on its way, or a WebSocket.
 #[derive(Clone)]
@@ -108,8 +121,8 @@ struct Passing {
 impl Relay {
     pub fn new(others: Others) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let (idle, passing) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { others, idle, passing, last: AtomicU64::new(0), tasks, stop }))
+        let (idle, passing, watched) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { others, idle, passing, watched, last: AtomicU64::new(0), tasks, stop }))
     }
 
     /// Of a node that has no others.
@@ -156,12 +169,12 @@ impl Relay {
         mut request: Request<Full<Bytes>>,
         client: SocketAddr,
     ) -> Result<Response<Body>, axum::BoxError> {
-        let to = passing.to();
+        let to = passing.to;
         let mut tunnel = self.tunnel(to).await?;
         let from = request.extensions_mut().remove::<OnUpgrade>();
         let mut response = tokio::select! {
             response = tunnel.send_request(outward(request, client)) => response?,
-            () = self.is_down(to) => return Err("its node is down".into()),
+            () = passing.over.cancelled() => return Err("its node does not answer".into()),
         };
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (parts, body) = response.into_parts();
@@ -170,16 +183,15 @@ impl Relay {
         }
         let from = from.ok_or("it was not an upgrade")?;
         let there = hyper::upgrade::on(&mut response);
-        let (relay, stop) = (self.clone(), self.0.stop.clone());
+        let stop = self.0.stop.clone();
         passing.is_websocket();
         self.0.tasks.spawn(stop.run_until_cancelled_owned(async move {
             if let (Ok(here), Ok(there)) = tokio::join!(from, there) {
                 tokio::select! {
                     () = carry(here, there) => {}
-                    () = relay.is_down(to) => {}
+                    () = passing.over.cancelled() => {}
                 }
             }
-            drop(passing);
         }));
         Ok(response.map(|_| Body::empty()))
     }
@@ -211,11 +223,28 @@ impl Relay {
         }
     }
 
-    /// Comes true when the cluster says that a node is down: some deaths no connection tells of.
-    async fn is_down(&self, node: u64) {
-        while (self.0.others.is_up)(node) {
-            sleep(LOOK).await;
+    /// Asks a node whether it lives until `over`, which it brings about if it does not.
+    async fn watch(self, node: u64, over: CancellationToken) {
+        while over.run_until_cancelled(sleep(PROBE_EVERY)).await.is_some() {
+            let lives = matches!(timeout(PROBE_TIMEOUT, self.probe(node)).await, Ok(Ok(())));
+            let mut watched = lock(&self.0.watched);
+            if !lives && !over.is_cancelled() {
+                tracing::info!(node = %format_args!("{node:016x}"), "does not answer: its relayed clients are let go");
+                watched.remove(&node);
+                return over.cancel();
+            }
         }
+    }
+
+    async fn probe(&self, node: u64) -> Result<(), axum::BoxError> {
+        if !(self.0.others.is_up)(node) {
+            return Err("it is down".into());
+        }
+        let mut tunnel = self.tunnel(node).await?;
+        let response = tunnel.send_request(Request::get("/livez").body(Full::default())?).await?;
+        response.into_body().collect().await?;
+        self.keep(node, tunnel);
+        Ok(())
     }
 
     /// Lets go of all that passes through this node, which is leaving: its polls end with a noop and come again elsewhere,
@@ -275,7 +304,14 @@ impl Relay {
         let key = self.0.last.fetch_add(1, Relaxed);
         let to = passing.to;
         lock(&self.0.passing).insert(key, passing);
-        Entry { relay: self.clone(), key, to }
+        let mut watched = lock(&self.0.watched);
+        let watch = watched.entry(to).or_insert_with(|| {
+            let (over, stop) = (CancellationToken::new(), self.0.stop.clone());
+            self.0.tasks.spawn(stop.run_until_cancelled_owned(self.clone().watch(to, over.clone())));
+            Watched { users: 0, over }
+        });
+        watch.users += 1;
+        Entry { relay: self.clone(), key, to, over: watch.over.clone() }
     }
 }
 
@@ -284,13 +320,10 @@ struct Entry {
     relay: Relay,
     key: u64,
     to: u64,
+    over: CancellationToken,
 }
 
 impl Entry {
-    fn to(&self) -> u64 {
-        self.to
-    }
-
     fn is_websocket(&self) {
         if let Some(passing) = lock(&self.relay.0.passing).get_mut(&self.key) {
             passing.websocket = true;
@@ -301,6 +334,15 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         lock(&self.relay.0.passing).remove(&self.key);
+        let mut watched = lock(&self.relay.0.watched);
+        // Once its node did not answer, another watch may have been begun, which is not its own.
+        if let Some(watch) = watched.get_mut(&self.to).filter(|_| !self.over.is_cancelled()) {
+            watch.users -= 1;
+            if watch.users == 0 {
+                watch.over.cancel();
+                watched.remove(&self.to);
+            }
+        }
     }
 }
 

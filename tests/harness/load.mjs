@@ -34,7 +34,7 @@ export async function publish(ledger, name, client, room, text, { timeout = 3000
 
 export class Load {
   /// All clients are connected, and in two of the rooms each, when this returns; traffic has begun.
-  static async start({ urls, clients = 100, rooms = 20, rate = 50, helper = false, ns = "/" }) {
+  static async start({ urls, clients = 100, rooms = 20, rate = 50, helper = false, ns = "/", options = {} }) {
     const load = new Load();
     load.ledger = new Ledger();
     load.stopped = false;
@@ -42,7 +42,7 @@ export class Load {
     load.members = await Promise.all(
       Array.from({ length: clients }, async (_, i) => {
         const name = `${load.prefix}-u${i}`;
-        const client = new Client(urls[i % urls.length], { user: name, ns });
+        const client = new Client(urls[i % urls.length], { user: name, ns, ...options });
         if (helper) drainHelper(client.socket);
         await client.waitReady(1, { within: 20_000, every: 20 });
         load.ledger.add(name, client);
