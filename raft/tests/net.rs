@@ -76,7 +76,7 @@ async fn a_wrong_secret_is_refused_on_every_lane() {
     let a = Node::member(&temp.path().join("a"), "one", "secret").await;
     for (name, secret) in [("b", "wrong"), ("c", "")] {
         let b = Node::member(&temp.path().join(name), "one", secret).await;
-        for lane in [Lane::Raft, Lane::Beat, Lane::Call, Lane::Bulk, Lane::Bus] {
+        for lane in [Lane::Raft, Lane::Beat, Lane::Call, Lane::Bulk, Lane::Bus, Lane::Tunnel] {
             assert!(refusal(dial(&b.local, &a.addr, lane, Some(a.id)).await).contains("secrets differ"));
             assert!(refusal(dial(&a.local, &b.addr, lane, Some(b.id)).await).contains("secrets differ"));
         }
@@ -89,7 +89,7 @@ async fn a_foreign_cluster_is_refused_in_both_directions_with_both_names() {
     let temp = TempDir::new().unwrap();
     let a = Node::member(&temp.path().join("a"), "one", "secret").await;
     let b = Node::member(&temp.path().join("b"), "two", "secret").await;
-    for lane in [Lane::Raft, Lane::Beat, Lane::Call, Lane::Bulk, Lane::Bus] {
+    for lane in [Lane::Raft, Lane::Beat, Lane::Call, Lane::Bulk, Lane::Bus, Lane::Tunnel] {
         for (from, to) in [(&a, &b), (&b, &a)] {
             let why = refusal(dial(&from.local, &to.addr, lane, None).await);
             assert!(why.contains("one") && why.contains("two"), "{why}");
@@ -103,7 +103,7 @@ async fn a_node_without_a_cluster_may_only_call() {
     let a = Node::member(&temp.path().join("a"), "one", "secret").await;
     let b = Node::start(&temp.path().join("b"), "127.0.0.1:0", "secret", 3).await;
     dial(&b.local, &a.addr, Lane::Call, None).await.unwrap();
-    for lane in [Lane::Raft, Lane::Beat, Lane::Bulk, Lane::Bus] {
+    for lane in [Lane::Raft, Lane::Beat, Lane::Bulk, Lane::Bus, Lane::Tunnel] {
         assert!(refusal(dial(&b.local, &a.addr, lane, Some(a.id)).await).contains("different clusters"));
     }
 }
@@ -396,4 +396,19 @@ async fn a_full_bus_drops_counts_and_does_not_block() {
     assert!(a.peers.bus_dropped() > 1000, "{}", a.peers.bus_dropped());
     assert!(a.peers.bus_send(None, &Bytes::from(vec![0; 70_000])).is_err(), "a frame over the bound");
     stuck.abort();
+}
+
+#[tokio::test]
+async fn a_tunnel_is_a_plain_stream_of_bytes_for_as_long_as_both_hold_it() {
+    let temp = TempDir::new().unwrap();
+    let (a, mut b) = pair(&temp).await;
+    let mut here = a.peers.tunnel(b.id, &b.addr).await.unwrap();
+    let mut there = timeout(5 * SECOND, b.tunnels.recv()).await.unwrap().unwrap();
+    here.write_all(b"GET / HTTP/1.1").await.unwrap();
+    let mut seen = [0; 14];
+    there.read_exact(&mut seen).await.unwrap();
+    assert_eq!(&seen, b"GET / HTTP/1.1", "from its first byte on");
+    drop(there);
+    assert_eq!(here.read(&mut seen).await.unwrap(), 0);
+    assert!(refusal(a.peers.tunnel(b.id + 1, &b.addr).await).contains("is wanted"), "another node is there");
 }

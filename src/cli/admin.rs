@@ -62,6 +62,9 @@ pub struct Node {
     pub lag: Option<u64>,
     #[serde(default)]
     pub sockets: Option<u64>,
+    /// WebSockets of other nodes' clients that pass through it.
+    #[serde(default)]
+    pub relayed: Option<u64>,
     #[serde(default)]
     pub version: Option<String>,
     /// Seconds.

@@ -35,7 +35,8 @@ impl Status {
     }
 }
 
-const HEADINGS: [&str; 9] = ["NAME", "ROLE", "LEADER", "READY", "APPLIED", "LAG", "SOCKETS", "VERSION", "UPTIME"];
+const HEADINGS: [&str; 10] =
+    ["NAME", "ROLE", "LEADER", "READY", "APPLIED", "LAG", "SOCKETS", "RELAYED", "VERSION", "UPTIME"];
 
 fn render(cluster: &Cluster) -> String {
     let mut rows = vec![HEADINGS.map(str::to_string)];
@@ -63,7 +64,7 @@ fn render(cluster: &Cluster) -> String {
     text + &format!("term {}, applied {}\n", cluster.term, cluster.applied)
 }
 
-fn row(node: &Node) -> [String; 9] {
+fn row(node: &Node) -> [String; 10] {
     let unknown = || "-".to_string();
     let number = |value: Option<u64>| value.map_or_else(unknown, |value| value.to_string());
     let ready = match (node.ready, node.draining) {
@@ -80,6 +81,7 @@ fn row(node: &Node) -> [String; 9] {
         number(node.applied),
         number(node.lag),
         number(node.sockets),
+        number(node.relayed),
         node.version.clone().unwrap_or_else(unknown),
         node.uptime.map_or_else(unknown, uptime),
     ]
@@ -118,7 +120,7 @@ mod tests {
         let cluster: Cluster = serde_json::from_value(serde_json::json!({
             "term": 3, "applied": 90,
             "nodes": [
-                { "name": "node1", "role": "voter", "leader": true, "ready": true, "applied": 90, "lag": 0, "sockets": 12,
+                { "name": "node1", "role": "voter", "leader": true, "ready": true, "applied": 90, "lag": 0, "sockets": 12, "relayed": 3,
                   "version": "0.1.0", "uptime": 75, "draining": false },
                 { "name": "node2", "role": "voter", "ready": false, "why": ["no leader", "behind"], "uptime": 90061.5 },
                 { "name": "n3", "role": "learner", "ready": null, "sockets": null },
@@ -127,10 +129,10 @@ mod tests {
         .expect("an answer");
         let text = render(&cluster);
         let expected = "\
-NAME   ROLE     LEADER  READY  APPLIED  LAG  SOCKETS  VERSION  UPTIME
-node1  voter    *       yes    90       0    12       0.1.0    1m 15s
-node2  voter            no     -        -    -        -        1d 1h
-n3     learner          ?      -        -    -        -        -
+NAME   ROLE     LEADER  READY  APPLIED  LAG  SOCKETS  RELAYED  VERSION  UPTIME
+node1  voter    *       yes    90       0    12       3        0.1.0    1m 15s
+node2  voter            no     -        -    -        -        -        1d 1h
+n3     learner          ?      -        -    -        -        -        -
 node2 is not ready: no leader; behind
 n3 is not ready: no answer
 term 3, applied 90

@@ -23,7 +23,11 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest,
     VoteResponse,
 };
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Notes what it is told and agrees to everything.
@@ -78,6 +82,7 @@ impl Consensus for Notes {
 pub struct TestApp {
     pub former: Arc<Former>,
     pub bus: mpsc::UnboundedSender<(NodeId, Bytes)>,
+    pub tunnels: mpsc::UnboundedSender<TcpStream>,
     /// Whether this node plays the leader that takes learners in.
     pub leads: AtomicBool,
     pub joined: Mutex<Vec<NodeId>>,
@@ -120,6 +125,10 @@ impl App for TestApp {
     fn bus(&self, from: NodeId, bytes: Bytes) {
         let _ = self.bus.send((from, bytes));
     }
+
+    fn tunnel(&self, stream: TcpStream) {
+        let _ = self.tunnels.send(stream);
+    }
 }
 
 pub struct Node {
@@ -131,6 +140,7 @@ pub struct Node {
     pub app: Arc<TestApp>,
     pub former: Arc<Former>,
     pub bus: mpsc::UnboundedReceiver<(NodeId, Bytes)>,
+    pub tunnels: mpsc::UnboundedReceiver<TcpStream>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -158,9 +168,11 @@ impl Node {
         let raft = Arc::new(Notes::default());
         let former = Arc::new(Former::new(Arc::clone(&local), Arc::clone(&peers), raft.clone(), expect));
         let (bus_in, bus) = mpsc::unbounded_channel();
+        let (tunnels_in, tunnels) = mpsc::unbounded_channel();
         let app = Arc::new(TestApp {
             former: Arc::clone(&former),
             bus: bus_in,
+            tunnels: tunnels_in,
             leads: AtomicBool::new(false),
             joined: Mutex::default(),
             deaf: AtomicBool::new(false),
@@ -169,7 +181,7 @@ impl Node {
         });
         let stop = CancellationToken::new();
         let task = tokio::spawn(serve(listener, Arc::clone(&local), raft.clone(), app.clone(), stop.clone()));
-        Node { id: local.node(), addr, local, peers, raft, app, former, bus, stop, task }
+        Node { id: local.node(), addr, local, peers, raft, app, former, bus, tunnels, stop, task }
     }
 
     /// Ends it as a crash would: nothing is said to anybody.
