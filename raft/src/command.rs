@@ -281,7 +281,8 @@ pub enum Command {
     EndDrain {
         node: NodeId,
     },
-    /// This node has left for good; its row goes, its id is never used again.
+    /// This node has left for good: its id is never used again, also when it never started. Members of that id are taken
+    /// out of Raft's configuration by whoever leads.
     Removed {
         node: NodeId,
     },
@@ -289,6 +290,10 @@ pub enum Command {
     Offline(Vec<Away>),
     /// The leader found that every member knows this level.
     SetLevel(Level),
+    /// With how many voters the cluster was formed: up to so many a leader makes of learners by itself.
+    SetExpected {
+        voters: u64,
+    },
 }
 
 impl Command {

@@ -265,6 +265,23 @@ fn a_start_is_once_and_never_goes_back() {
     assert_eq!(s.state.apply(&started(5)), Outcome::Skipped(Skipped::NotLive), "a removed id does not come back");
 }
 
+/// Node id reused: not even by a node that was removed before its first start.
+#[test]
+fn an_id_that_was_removed_before_its_first_start_is_never_used() {
+    let mut s = Script::new();
+    s.run(Command::Removed { node: 77 });
+    assert!(s.state.is_removed(77) && s.state.removed_nodes().contains(&77));
+    assert!(s.state.nodes().iter().all(|node| node.id != 77));
+    let commands = vec![Command::Started(NodeInfo::default())];
+    let first = Batch { node: 77, incarnation: 1, sequence: 1, stamp: NOW, commands };
+    assert_eq!(s.state.apply(&first), Outcome::Skipped(Skipped::NotLive));
+    let (hash, ended) = (s.state.hash(), s.state.node(77).map(|node| node.ended_at));
+    s.at += 1;
+    s.run(Command::Removed { node: 77 });
+    assert_ne!(s.state.hash(), hash, "a position was taken");
+    assert_eq!(s.state.node(77).map(|node| node.ended_at), ended, "a second time changes nothing");
+}
+
 #[test]
 fn every_command_adds_one_position_also_a_refused_one() {
     let mut s = Script::new();

@@ -73,6 +73,7 @@ fn commands() -> Vec<Command> {
         Command::Removed { node: 7 },
         Command::Offline(vec![Away { ns: ns(), user: user(), attached: Position(812) }]),
         Command::SetLevel(2),
+        Command::SetExpected { voters: 3 },
     ]
 }
 

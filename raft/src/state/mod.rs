@@ -155,6 +155,7 @@ impl State {
             Command::EndDrain { node } => self.end_drain(*node),
             Command::Offline(users) => self.offline(users, effects),
             Command::SetLevel(level) => self.set_level(*level),
+            Command::SetExpected { voters } => self.set_expected(*voters),
         }
     }
 

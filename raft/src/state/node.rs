@@ -93,11 +93,23 @@ impl State {
     }
 
     pub(super) fn removed(&mut self, id: NodeId, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
-        let Some(node) = self.node(id) else { return Ok(Reply::Done) };
-        self.down(id, node.incarnation, effects)?;
+        let before = self.node(id);
+        if before.as_ref().is_some_and(|node| node.removed) {
+            return Ok(Reply::Done);
+        }
+        if let Some(node) = &before {
+            self.down(id, node.incarnation, effects)?;
+        }
         self.end_drain(id)?;
-        let node = Node { live: false, removed: true, ended_at: self.clock, ..node };
-        self.put_node(&node);
+        // One that never started has no row yet, and gets one for this.
+        let (info, incarnation, sequence) =
+            before.map(|node| (node.info, node.incarnation, node.sequence)).unwrap_or_default();
+        self.put_node(&Node { id, info, incarnation, live: false, sequence, ended_at: self.clock, removed: true });
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn set_expected(&mut self, voters: u64) -> Result<Reply, Refusal> {
+        self.put(keys::meta("expected"), &voters);
         Ok(Reply::Done)
     }
 

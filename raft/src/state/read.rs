@@ -3,7 +3,7 @@
 //! `rooms_of_session` and `sids_in_room` are the two sides of one relation: a session receives in the rooms of its user
 //! and in those that it entered for itself.
 
-use std::ops::Bound;
+use std::{collections::BTreeSet, ops::Bound};
 
 use super::{Drain, Node, RoomRecord, Session, Spans, State, decode};
 use crate::{
@@ -20,6 +20,21 @@ impl State {
     pub fn nodes(&self) -> Vec<Node> {
         let nodes = self.kv.scan(&[Table::Nodes as u8]).map(|(_, value)| decode::<Node>(&value));
         nodes.filter(|node| !node.removed).collect()
+    }
+
+    /// Ids that were removed for good.
+    pub fn removed_nodes(&self) -> BTreeSet<NodeId> {
+        let nodes = self.kv.scan(&[Table::Nodes as u8]).map(|(_, value)| decode::<Node>(&value));
+        nodes.filter(|node| node.removed).map(|node| node.id).collect()
+    }
+
+    pub fn is_removed(&self, id: NodeId) -> bool {
+        self.node(id).is_some_and(|node| node.removed)
+    }
+
+    /// With how many voters the cluster was formed; `None` until its first leader has stored it.
+    pub fn expected_voters(&self) -> Option<u64> {
+        self.get(&keys::meta("expected"))
     }
 
     pub fn drain(&self) -> Option<Drain> {
