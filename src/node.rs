@@ -325,6 +325,7 @@ fn store_config(config: &Config) -> Result<moim_raft::Config> {
             presence_limit: config.presence.limit as u64,
         },
         node_timeout: config.node.timeout,
+        replace_after: config.node.replace_after,
         session_ttl: config.session.ttl,
         presence_grace: config.presence.grace,
         heartbeat: HEARTBEAT,

@@ -15,18 +15,18 @@ use crate::{
     error::{Error, Result},
     form::Former,
     machine::Replica,
-    net::{App, CallRequest, CallResponse, Forwarded, Leadership, Local, Remote},
-    raft::Peer,
+    members::Members,
+    net::{App, CallRequest, CallResponse, Forwarded, Leadership, Remote},
     store::Ask,
 };
 
 /// Answers them.
 pub(crate) struct Answers {
-    pub local: Arc<Local>,
     pub consensus: Consensus,
     pub clock: Arc<Clock>,
     pub former: Arc<Former>,
     pub replica: Arc<Replica>,
+    pub members: Arc<Members>,
     pub bus: mpsc::Sender<Bytes>,
     pub tunnels: mpsc::Sender<TcpStream>,
     /// Who answers for the layers above, once there is somebody.
@@ -39,9 +39,10 @@ impl Answers {
         Ok(match request {
             CallRequest::Forward { batch } => {
                 let batch: Batch = codec::decode(Kind::Batch, &batch)?;
-                if batch.node != from.node || self.consensus.peer(from.node).is_none() {
-                    return Err(Error::refused("a batch of a node that is not in this cluster"));
+                if batch.node != from.node {
+                    return Err(Error::refused("a batch of another node"));
                 }
+                self.must_be_member(&from)?;
                 let appended = append(&self.consensus, &self.clock, batch).await;
                 CallResponse::Forwarded(match appended {
                     Ok(index) => Forwarded::Accepted { index },
@@ -58,23 +59,27 @@ impl Answers {
                 None => return Err(Error::unavailable("this node is still starting")),
             },
             CallRequest::Hashes => CallResponse::Hashes(self.replica.hashes()),
-            CallRequest::Join { id, peer } => CallResponse::Join(self.take_in(id, peer).await),
+            CallRequest::Join { id, .. } if id != from.node => {
+                return Err(Error::refused("a node asks for itself alone"));
+            }
+            CallRequest::Join { id, peer } => CallResponse::Join(self.members.take_in(id, peer).await),
+            CallRequest::Change(change) => {
+                self.must_be_member(&from)?;
+                CallResponse::Changed(self.members.change(&change).await?)
+            }
+            CallRequest::Members => CallResponse::Members(self.members.list()),
             CallRequest::Probe | CallRequest::Form { .. } => {
                 let answer = self.former.answer(&from, &request).await;
                 answer.ok_or_else(|| Error::refused("a request that this version does not know"))?
             }
         })
     }
+}
 
-    /// A node of an empty disk becomes a learner.
-    async fn take_in(&self, id: NodeId, peer: Peer) -> Leadership<std::result::Result<(), String>> {
-        match self.consensus.leader() {
-            Some((leader, _)) if leader == self.local.node() => {
-                let added = self.consensus.raft.add_learner(id, peer, false).await;
-                Leadership::Leader(added.map(|_| ()).map_err(|e| e.to_string()))
-            }
-            other => Leadership::NotLeader { leader: other.map(|(id, _)| id) },
-        }
+impl Answers {
+    fn must_be_member(&self, from: &Remote) -> Result<()> {
+        let known = self.consensus.peer(from.node).map(|_| ());
+        known.ok_or_else(|| Error::refused("only a node of this cluster may ask that"))
     }
 }
 

@@ -2,7 +2,10 @@
 //!
 //! Metrics are always copied: one that is borrowed holds Raft up.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use openraft::{
     Raft, ReadPolicy, ServerState, SnapshotPolicy,
@@ -16,8 +19,13 @@ use crate::{
     error::{Error, Result},
     machine::Machine,
     net::Heard,
-    raft::{Peer, TypeConfig},
+    raft::{LogId, Peer, TypeConfig},
 };
+
+/// How long a leader that was just elected waits to hear of somebody who could take over.
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a leader waits for another node to take over.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A handle on Raft. Cheap to clone.
 #[derive(Clone)]
@@ -98,6 +106,46 @@ impl Consensus {
         let voters =
             metrics.membership_config.membership().voter_ids().filter(|id| *id != self.node && heard(id) && fit(*id));
         voters.max_by_key(|id| replication.get(id).copied().flatten().map(|matched| matched.index))
+    }
+
+    /// How many entries each other member is behind this leader; those of which it does not know yet are left out.
+    pub fn lags(&self) -> BTreeMap<NodeId, u64> {
+        let metrics = self.metrics();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let known = metrics.replication.unwrap_or_default().into_iter();
+        known.filter_map(|(id, matched)| Some((id, last.saturating_sub(matched?.index)))).collect()
+    }
+
+    /// The sets of voters in force (two while a change is half done), and the entry that put them there.
+    pub fn configs(&self) -> (Vec<BTreeSet<NodeId>>, Option<LogId>) {
+        let membership = self.metrics().membership_config;
+        (membership.membership().get_joint_config().clone(), *membership.log_id())
+    }
+
+    /// Gives leadership to the most caught-up fit voter that is heard of, if this node has it. Without such a voter nothing
+    /// is given away: nobody could take it.
+    pub async fn hand_over(&self, fit: impl Fn(NodeId) -> bool) {
+        let patience = Instant::now() + SUCCESSOR_TIMEOUT;
+        let to = loop {
+            match self.successor(&fit) {
+                Some(to) => break to,
+                None if self.leading_term().is_none() || Instant::now() >= patience => return,
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        self.hand_over_to(to).await;
+    }
+
+    /// Gives leadership to that voter, if this node has it, and waits until it is elsewhere, for at most three seconds.
+    pub async fn hand_over_to(&self, to: NodeId) {
+        if let Err(e) = self.raft.trigger().transfer_leader(to).await {
+            return tracing::warn!("leadership was not handed over: {e}");
+        }
+        let mut leaders = self.leaders();
+        let moved = leaders.wait_for(|leader| leader.is_some_and(|leader| leader != self.node));
+        if tokio::time::timeout(HAND_OVER_TIMEOUT, moved).await.is_err() {
+            tracing::warn!("leadership was not taken over in time");
+        }
     }
 
     /// Up to where a leader has committed, after a quorum confirmed that it leads.

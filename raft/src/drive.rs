@@ -13,6 +13,7 @@ use crate::{
     consensus::Consensus,
     error::{Error, Result},
     machine::Replica,
+    members::REMOVED,
     net::{CallRequest, CallResponse, Forwarded, Local, Peers},
     propose::{Landed, Proposals, Ticket},
     raft::{Payload, Peer},
@@ -26,6 +27,10 @@ const LAND_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(20);
 /// Pause before a node that was told that its incarnation is over starts the next one.
 const RESTART: Duration = Duration::from_millis(200);
+
+/// How long a removed node waits for the others to do without it, and its pause between two questions.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
+const KNOCK: Duration = Duration::from_millis(200);
 
 pub(crate) struct Driver {
     pub local: Arc<Local>,
@@ -47,15 +52,36 @@ impl Driver {
                 return e;
             }
             let me = self.local.node();
-            if self.replica.read(|state| state.node(me).is_some_and(|node| node.removed)) {
-                return Error::refused(
-                    "this node was removed from its cluster; with an empty data folder it is a new one",
-                );
+            if self.replica.read(|state| state.is_removed(me)) {
+                self.started.send_replace(false);
+                self.proposals.refuse("this node was removed from its cluster");
+                return self.leave().await;
             }
             self.started.send_replace(false);
             self.proposals.refuse("this node was declared down and is starting again");
             tokio::time::sleep(RESTART).await;
         }
+    }
+
+    /// A removed voter votes on until Raft does without it: the step that takes it out may need its vote. Then the others
+    /// shut it out.
+    async fn leave(&self) -> Error {
+        tracing::info!("this node was removed from its cluster; it ends when the others do without it");
+        let mut told = self.local.expelled();
+        let knocking = async {
+            loop {
+                for (id, peer) in self.consensus.members().into_iter().filter(|(id, _)| *id != self.local.node()) {
+                    _ = self.peers.call(id, &peer.addr, &CallRequest::Probe, KNOCK).await;
+                }
+                tokio::time::sleep(KNOCK).await;
+            }
+        };
+        tokio::select! {
+            _ = told.wait_for(|told| *told) => {}
+            () = knocking => {}
+            () = tokio::time::sleep(LEAVE_TIMEOUT) => {}
+        }
+        Error::refused(REMOVED)
     }
 
     /// One incarnation, from its `started` to the word that it is over.

@@ -31,6 +31,7 @@
 //! | who is alive, whose session is over, whose clock is wrong | `duties`, `clock` |
 //! | how a cluster goes from one version to the next | [`level`], [`codec`] |
 //! | how nodes talk, and how they become a cluster once | [`net`], [`form`], [`identity`] |
+//! | who votes, who learns, who is gone for good | `members` |
 //! | how everything is put together | [`store`] |
 //!
 //! # What is true and what is derived
@@ -54,7 +55,6 @@
 //! - All of the state is in memory, bounded by what rooms keep and not by bytes. (Of the log only the newest entries are, and
 //!   16 bytes for each other one: see [`log`].)
 //! - A snapshot is built from a copy of the state: for a moment it is in memory twice.
-//! - A node of an empty disk joins as a learner and stays one: promotion, removal and replacement are not there yet.
 //! - The peer links prove a shared secret at their start; they are neither encrypted nor authenticated after it.
 //! - Trimming runs when something is appended to a room; a room that is left by everybody keeps its last entries.
 
@@ -78,6 +78,7 @@ pub mod kv;
 pub mod level;
 pub mod log;
 pub mod machine;
+mod members;
 pub mod net;
 pub mod propose;
 pub mod raft;
@@ -89,6 +90,7 @@ pub mod wire;
 
 pub use error::{Error, Result};
 pub use machine::Play;
+pub use members::{Change, Member};
 pub use net::Secret;
 pub use propose::Ticket;
 pub use raft::NodeId;

@@ -32,6 +32,7 @@ use crate::{
     level::Level,
     log::Log,
     machine::{FEED_ENTRIES, Machine, Play, Replica},
+    members::{Change, Member, Members, Progress, REMOVED},
     net::{
         CallRequest, CallResponse, Heard, Leadership, Local, Network, Peers, RaftConsensus, Secret, serve, snapshot,
     },
@@ -49,10 +50,12 @@ const BUS_FRAMES_MAX: usize = 4096;
 const TUNNELS_MAX: usize = 1024;
 /// How long a close waits for the last checkpoint.
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a leader that was just elected waits to hear of somebody who could take over.
-const SUCCESSOR_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long a leader waits for another node to take over.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a change of the cluster's nodes may take, a hand-over before it included; and the pause before it is asked for
+/// again, because the leader changed.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(8);
+const CHANGE_RETRY: Duration = Duration::from_millis(50);
+/// How long the leader may take to say how the nodes stand.
+const MEMBERS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Everything that a node's store needs to know.
 pub struct Config {
@@ -66,6 +69,8 @@ pub struct Config {
     pub limits: Limits,
     /// After so long without a word a node is declared down.
     pub node_timeout: Duration,
+    /// After so long without a word an empty node may take a dead one's place by itself.
+    pub replace_after: Duration,
     /// How long a session without a transport lives.
     pub session_ttl: Duration,
     /// How long a user without a transport counts as online.
@@ -91,6 +96,8 @@ pub struct Status {
     pub peers: Vec<(NodeId, Peer)>,
     /// Why the node is not in a cluster yet; empty when it is.
     pub waiting: String,
+    /// Why the node is a learner still; empty for a voter, and as long as no leader was asked.
+    pub learner: String,
     /// This incarnation has started: what this node proposes counts.
     pub started: bool,
     /// Since when no leader with a quorum was heard; `None` when never.
@@ -128,6 +135,7 @@ struct Inner {
     consensus: Consensus,
     clock: Arc<Clock>,
     comparison: Arc<Comparison>,
+    members: Arc<Members>,
     peers: Arc<Peers>,
     replica: Arc<Replica>,
     proposals: Arc<Proposals>,
@@ -195,12 +203,26 @@ impl Store {
         let (started_now, started) = watch::channel(false);
         let (contact_now, contact) = watch::channel(None);
         let ask = Arc::new(OnceLock::new());
+        let members = Arc::new(Members {
+            node,
+            consensus: consensus.clone(),
+            clock: clock.clone(),
+            replica: replica.clone(),
+            proposals: proposals.clone(),
+            peers: peers.clone(),
+            started: started.clone(),
+            replace_after: config.replace_after,
+            state: Progress::default(),
+        });
+        // A removed voter is still needed until Raft does without its vote.
+        let (gone, without) = (replica.clone(), consensus.clone());
+        local.shut_out(move |id| gone.read(|state| state.is_removed(id)) && without.peer(id).is_none());
         let app = Arc::new(Answers {
-            local: local.clone(),
             consensus: consensus.clone(),
             clock: clock.clone(),
             former: former.clone(),
             replica: replica.clone(),
+            members: members.clone(),
             bus: bus_feed,
             tunnels: tunnel_feed,
             ask: ask.clone(),
@@ -221,6 +243,7 @@ impl Store {
             limits: config.limits.clone(),
         };
         tasks.spawn(stop.clone().run_until_cancelled_owned(duties.run()));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(members.clone().run()));
         let driver = Driver {
             local: local.clone(),
             consensus: consensus.clone(),
@@ -236,6 +259,7 @@ impl Store {
             consensus,
             clock,
             comparison,
+            members,
             peers,
             replica,
             proposals,
@@ -274,6 +298,9 @@ impl Store {
     }
 
     async fn enter(&self, former: &Former, join: &[String]) -> Result<()> {
+        if self.is_removed() {
+            return Err(Error::refused(REMOVED));
+        }
         if let Outcome::Found { cluster, members } = former.run(join).await? {
             tracing::info!(%cluster, voters = members.len(), "forming the cluster");
             let members: std::collections::BTreeMap<NodeId, Peer> = members.into_iter().collect();
@@ -423,6 +450,7 @@ impl Store {
             voters: membership.voter_ids().collect(),
             peers: membership.nodes().map(|(id, peer)| (*id, peer.clone())).collect(),
             waiting: self.0.waiting.borrow().clone(),
+            learner: self.0.members.state.note.borrow().clone(),
             started: *self.0.started.borrow(),
             silent_for: self.0.contact.borrow().map(|at| at.elapsed()),
             clock_off_ms: self.0.clock.off_ms(),
@@ -440,33 +468,79 @@ impl Store {
     /// Gives leadership to the most caught-up voter that is heard of and whose clock and state are right, if this node has
     /// it. Without such a voter nothing is given away: nobody could take it.
     pub async fn hand_over(&self) {
-        let patience = Instant::now() + SUCCESSOR_TIMEOUT;
-        let to = loop {
-            match self.0.consensus.successor(|id| !self.0.clock.is_wrong(id) && !self.0.comparison.is_wrong(id)) {
-                Some(to) => break to,
-                None if self.0.consensus.leading_term().is_none() || Instant::now() >= patience => return,
-                None => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        };
-        self.hand_over_to(to).await;
+        let unfit = |id| self.0.clock.is_wrong(id) || self.0.comparison.is_wrong(id);
+        self.0.consensus.hand_over(|id| !unfit(id)).await;
     }
 
     /// Gives leadership to that voter, if this node has it, and waits until it is elsewhere, for at most three seconds.
     pub async fn hand_over_to(&self, to: NodeId) {
-        if let Err(e) = self.0.consensus.raft.trigger().transfer_leader(to).await {
-            return tracing::warn!("leadership was not handed over: {e}");
+        self.0.consensus.hand_over_to(to).await;
+    }
+
+    /// Changes the cluster's nodes, through its leader. What is so already is fine.
+    ///
+    /// # Errors
+    /// `Refused` with the reason when it would not be safe, or needs something else first; `Unavailable` when it did not
+    /// come to an end in time: it may still, and asking again does no harm.
+    pub async fn change(&self, change: &Change) -> Result<()> {
+        let deadline = Instant::now() + CHANGE_TIMEOUT;
+        loop {
+            let asked = match self.0.consensus.leader() {
+                Some((id, _)) if id == self.node() => self.0.members.change(change).await,
+                Some((id, peer)) => {
+                    let request = CallRequest::Change(change.clone());
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    match self.0.peers.call(id, &peer.addr, &request, left).await {
+                        Ok(CallResponse::Changed(changed)) => Ok(changed),
+                        Ok(_) => Err(Error::unavailable("an answer to another question")),
+                        Err(e) => Err(e),
+                    }
+                }
+                None => Err(Error::unavailable("no leader is known")),
+            };
+            let why = match asked {
+                Ok(Leadership::Leader(done)) => return done.map_err(Error::refused),
+                Ok(Leadership::NotLeader { .. }) => Error::unavailable("the leader changes"),
+                Err(Error::Unavailable(why)) => Error::Unavailable(why),
+                Err(e) => return Err(e),
+            };
+            if Instant::now() >= deadline {
+                return Err(why);
+            }
+            tokio::time::sleep(CHANGE_RETRY).await;
         }
-        let me = self.node();
-        let mut leaders = self.0.consensus.leaders();
-        let moved = leaders.wait_for(|leader| leader.is_some_and(|leader| leader != me));
-        if tokio::time::timeout(HAND_OVER_TIMEOUT, moved).await.is_err() {
-            tracing::warn!("leadership was not taken over in time");
+    }
+
+    /// The cluster's nodes as its leader sees them now.
+    ///
+    /// # Errors
+    /// `Unavailable` when there is no leader, or it does not answer.
+    pub async fn members(&self) -> Result<Vec<Member>> {
+        let asked = match self.0.consensus.leader() {
+            Some((id, _)) if id == self.node() => self.0.members.list(),
+            Some((id, peer)) => {
+                match self.0.peers.call(id, &peer.addr, &CallRequest::Members, MEMBERS_TIMEOUT).await? {
+                    CallResponse::Members(members) => members,
+                    _ => return Err(Error::unavailable("an answer to another question")),
+                }
+            }
+            None => return Err(Error::unavailable("no leader is known")),
+        };
+        match asked {
+            Leadership::Leader(members) => Ok(members),
+            Leadership::NotLeader { .. } => Err(Error::unavailable("the leader changes")),
         }
+    }
+
+    /// Whether this node was removed from its cluster for good.
+    pub fn is_removed(&self) -> bool {
+        *self.0.local.expelled().borrow() || self.0.replica.read(|state| state.is_removed(self.node()))
     }
 
     /// Comes true when the node can no longer keep its promises, or will never be able to, with the reason: it has to exit.
     pub async fn fatal(&self) -> Error {
         let (mut own, mut apply) = (self.0.fatal.subscribe(), self.0.replica.failed());
+        let mut told = self.0.local.expelled();
         tokio::select! {
             biased;
             // Before openraft tells the same in its own words.
@@ -475,6 +549,7 @@ impl Store {
             // `Refused` stays what it is: an operator can do something about it.
             Ok(why) = own.wait_for(Option::is_some) => why.clone().unwrap_or_else(|| Error::fatal("stopped")),
             why = self.0.checkpoints.failure() => Error::fatal(why),
+            Ok(_) = told.wait_for(|told| *told) => Error::refused(REMOVED),
             why = self.0.consensus.stopped() => Error::fatal(why),
         }
     }

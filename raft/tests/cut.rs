@@ -27,7 +27,7 @@ async fn cluster_behind_links() -> (Cluster, Links) {
         links.listens(i, &listener.local_addr().unwrap().to_string());
         listeners.push(listener);
     }
-    let cluster = Cluster::with(listeners, links.addrs.clone()).await;
+    let cluster = Cluster::with(listeners, links.addrs.clone(), 3).await;
     (0..3).for_each(|i| links.is_called(i, cluster.store(i).node()));
     (cluster, links)
 }

@@ -5,7 +5,7 @@
 //!   magic, versions, Hello          ──▶
 //!                                   ◀──    magic, versions, Hello   (or Refuse)
 //!   Proof                           ──▶
-//!                                   ◀──    Proof                    (or Refuse)
+//!                                   ◀──    Proof                    (or Refuse, or Removed)
 //! ```
 //!
 //! A proof is HMAC-SHA256, under the cluster's secret, over the side's role and both hellos: so over both nonces, both ids,
@@ -31,6 +31,7 @@ use crate::{
     error::{Error, Result},
     identity::ClusterId,
     level::{Level, Levels},
+    members::REMOVED,
     raft::NodeId,
 };
 
@@ -92,6 +93,8 @@ pub(crate) enum Step {
     Hello(Hello),
     Proof([u8; 32]),
     Refuse(String),
+    /// The dialer was removed from this cluster. Proved like a listener's proof, so that nobody else can say it.
+    Removed([u8; 32]),
 }
 
 /// Dials `addr` and proves both sides to each other. `wanted`: the node that has to answer, where it is known.
@@ -131,7 +134,15 @@ async fn shake_as_dialer(local: &Local, stream: &mut TcpStream, lane: Lane, want
     read_prelude(stream).await?;
     let theirs = receive_hello(stream).await?;
     send(stream, &Step::Proof(prove(local, b"dialer", &mine, &theirs)?)).await?;
-    let Step::Proof(proof) = receive(stream).await? else { return Err(unexpected()) };
+    let proof = match receive(stream).await? {
+        Step::Proof(proof) => proof,
+        Step::Removed(proof) if in_one_cluster(&mine, &theirs) => {
+            verify(local, b"removed", &mine, &theirs, &proof)?;
+            local.expel();
+            return Err(Error::refused(REMOVED));
+        }
+        _ => return Err(unexpected()),
+    };
     verify(local, b"listener", &mine, &theirs, &proof)?;
     agree(&mine, &theirs, &mine.wanted, theirs.node)?;
     Ok(remote(theirs, lane))
@@ -154,6 +165,10 @@ async fn shake_as_listener(local: &Local, stream: &mut TcpStream) -> Result<Remo
         send(stream, &Step::Refuse(why.clone())).await?;
     }
     agreed?;
+    if in_one_cluster(&mine, &theirs) && local.is_removed(theirs.node) {
+        send(stream, &Step::Removed(prove(local, b"removed", &theirs, &mine)?)).await?;
+        return Err(Error::refused(format!("{} (id {}) was removed from this cluster", theirs.name, theirs.node)));
+    }
     send(stream, &Step::Proof(prove(local, b"listener", &theirs, &mine)?)).await?;
     let lane = theirs.lane;
     Ok(remote(theirs, lane))
@@ -203,6 +218,11 @@ fn understands(who: &Hello, other: &Hello) -> Result<()> {
         Some(level) if level > who.levels.max || who.level.is_none() => who.levels.check(level, &who.name),
         _ => Ok(()),
     }
+}
+
+/// For good, both.
+fn in_one_cluster(mine: &Hello, theirs: &Hello) -> bool {
+    mine.settled && theirs.settled && mine.cluster == theirs.cluster
 }
 
 fn hello(local: &Local, lane: Lane, wanted: Option<NodeId>) -> Result<Hello> {

@@ -5,10 +5,12 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU16, Ordering},
     },
 };
+
+use tokio::sync::watch;
 
 use crate::{
     error::{Error, Result},
@@ -56,7 +58,9 @@ impl fmt::Debug for Secret {
 }
 
 /// This node, as every connection of it presents it.
-#[derive(Debug)]
+///
+/// Whom it shuts out: a node that was removed is told so in the handshake, and believes it, because whoever says so proves
+/// the cluster's secret. Ids are never used again, so the word of any one member is enough.
 pub struct Local {
     node: NodeId,
     dir: PathBuf,
@@ -68,12 +72,25 @@ pub struct Local {
     /// The cluster's level as far as it was applied here; 0 before any was.
     level: AtomicU16,
     identity: Mutex<Identity>,
+    /// Whether a node is to be shut out; unset until there is a state to tell from.
+    removed: OnceLock<Box<dyn Fn(NodeId) -> bool + Send + Sync>>,
+    /// Comes true when this node is told that it was removed.
+    expelled: watch::Sender<bool>,
 }
 
 impl Local {
     pub fn new(identity: Identity, peer: Peer, secret: Secret) -> Self {
-        let (node, dir) = (identity.node(), identity.dir().to_owned());
-        Self { node, dir, peer, secret, levels: level::KNOWN, level: 0.into(), identity: Mutex::new(identity) }
+        Self {
+            node: identity.node(),
+            dir: identity.dir().to_owned(),
+            peer,
+            secret,
+            levels: level::KNOWN,
+            level: 0.into(),
+            identity: Mutex::new(identity),
+            removed: OnceLock::new(),
+            expelled: watch::Sender::new(false),
+        }
     }
 
     pub fn node(&self) -> NodeId {
@@ -96,6 +113,27 @@ impl Local {
 
     pub fn set_level(&self, level: Option<Level>) {
         self.level.store(level.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Says who tells whom to shut out. Once.
+    pub fn shut_out(&self, removed: impl Fn(NodeId) -> bool + Send + Sync + 'static) {
+        if self.removed.set(Box::new(removed)).is_err() {
+            tracing::error!("it is said already who is to be shut out");
+        }
+    }
+
+    /// Whether a node was removed from the cluster, and Raft does without it.
+    pub(crate) fn is_removed(&self, node: NodeId) -> bool {
+        self.removed.get().is_some_and(|removed| removed(node))
+    }
+
+    /// Comes true when a member of its cluster has told this node that it was removed.
+    pub fn expelled(&self) -> watch::Receiver<bool> {
+        self.expelled.subscribe()
+    }
+
+    pub(crate) fn expel(&self) {
+        self.expelled.send_replace(true);
     }
 
     /// The stored identity. Never held across an `.await`; a change of it syncs a small file, a handful of times in a

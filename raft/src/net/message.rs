@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, Result},
     identity::{ClusterId, Members},
+    members::{Change, Member},
     raft::{LogId, NodeId, Peer, TypeConfig, Vote},
     wire::{WireEntry, WireLogId, WireVote},
 };
@@ -31,6 +32,10 @@ pub enum CallRequest {
     Ask(Bytes),
     /// What does your state add up to? Answered by [`CallResponse::Hashes`].
     Hashes,
+    /// An operator's change of the cluster's nodes. Answered by [`CallResponse::Changed`].
+    Change(Change),
+    /// How do the cluster's nodes stand? Answered by [`CallResponse::Members`].
+    Members,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +49,9 @@ pub enum CallResponse {
     Ask(Bytes),
     /// By applied index, oldest first.
     Hashes(Vec<(u64, u128)>),
+    /// Refused with the reason.
+    Changed(Leadership<Result<(), String>>),
+    Members(Leadership<Vec<Member>>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -138,6 +138,10 @@ impl Server {
         work.spawn(write_all(packets, write));
         while let Some(frame) = next(&mut read).await? {
             let What::Request(body) = frame.what else { return Err(unexpected()) };
+            if self.local.is_removed(remote.node) {
+                // It is told when it dials again.
+                return Err(Error::refused(format!("{} was removed from this cluster", remote.name)));
+            }
             while work.try_join_next().is_some() {}
             if work.len() > WORKING_MAX {
                 work.join_next().await;

@@ -34,12 +34,16 @@ pub const SNAPSHOT_EVERY: u64 = 300;
 /// `presence.grace` of these clusters: longer than a restart, shorter than `session.ttl`.
 pub const GRACE: Duration = Duration::from_secs(2);
 
+/// `node.replace-after` of these clusters: longer than a restart.
+pub const REPLACE_AFTER: Duration = Duration::from_secs(6);
+
 pub struct Cluster {
     dir: TempDir,
     /// Where each node listens.
     pub listens: Vec<String>,
     /// Where each node says that it is.
     pub addrs: Vec<String>,
+    pub expect: usize,
     pub nodes: Vec<Option<Node>>,
     /// What the program of each node knows, from its next start on.
     pub levels: Vec<Levels>,
@@ -57,20 +61,25 @@ pub struct Node {
 
 impl Cluster {
     pub async fn new(size: usize) -> Self {
+        Self::of(size, size).await
+    }
+
+    /// `size` nodes, of which `expect` are voters when they form a cluster.
+    pub async fn of(size: usize, expect: usize) -> Self {
         let mut listeners = Vec::new();
         for _ in 0..size {
             listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
         }
         let addrs: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
-        Self::with(listeners, addrs).await
+        Self::with(listeners, addrs, expect).await
     }
 
     /// Nodes that are reached at other addresses than those at which they listen.
-    pub async fn with(listeners: Vec<TcpListener>, addrs: Vec<String>) -> Self {
+    pub async fn with(listeners: Vec<TcpListener>, addrs: Vec<String>, expect: usize) -> Self {
         let listens = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
         let dir = tempfile::tempdir().unwrap();
         let levels = vec![KNOWN; addrs.len()];
-        let mut cluster = Self { dir, listens, addrs, nodes: Vec::new(), levels };
+        let mut cluster = Self { dir, listens, addrs, expect, nodes: Vec::new(), levels };
         for (i, listener) in listeners.into_iter().enumerate() {
             let node = cluster.open(i, listener).await;
             cluster.nodes.push(Some(node));
@@ -94,10 +103,11 @@ impl Cluster {
             data: self.data(i),
             info,
             join: self.addrs.clone(),
-            expect: self.addrs.len(),
+            expect: self.expect,
             secret: Secret::default(),
             limits: Limits::default(),
             node_timeout: Duration::from_secs(1),
+            replace_after: REPLACE_AFTER,
             session_ttl: Duration::from_secs(3),
             presence_grace: GRACE,
             heartbeat: Duration::from_millis(50),
@@ -138,6 +148,26 @@ impl Cluster {
     pub async fn reopen(&mut self, i: usize) {
         let listener = TcpListener::bind(&self.listens[i]).await.unwrap();
         self.nodes[i] = Some(self.open(i, listener).await);
+    }
+
+    /// Stops it, loses its disk, and starts it again: a new node of the old name.
+    pub async fn wipe(&mut self, i: usize) {
+        self.stop(i).await;
+        std::fs::remove_dir_all(self.data(i)).unwrap();
+        self.reopen(i).await;
+    }
+
+    /// The ids of the voters, as each running node has to see them soon.
+    pub async fn voters_are(&self, wanted: impl IntoIterator<Item = u64>) {
+        let wanted = wanted.into_iter().collect();
+        for node in self.running() {
+            let seen = async {
+                while node.store.status().voters != wanted {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            assert!(timeout(PATIENCE, seen).await.is_ok(), "{wanted:?} should vote: {:?}", node.store.status());
+        }
     }
 
     pub async fn leader(&self) -> usize {
