@@ -81,13 +81,14 @@ impl Clock {
         }
     }
 
-    /// Compares for ever. While this node's clock or its state is wrong it stands for no election and gives leadership away.
+    /// Compares for ever. While this node's clock or its state is wrong it stands for no election and gives leadership away;
+    /// one that was removed stands for none either.
     pub async fn run(&self, store: &Store) {
         loop {
             self.look().await;
             let off = self.off_ms();
             let fit = off.is_none_or(|off| off.abs() <= OFF_MAX_MS) && !store.is_wrong();
-            self.consensus.raft.runtime_config().elect(fit);
+            self.consensus.raft.runtime_config().elect(fit && !store.is_removed());
             if !fit && self.consensus.leading_term().is_some() {
                 tracing::warn!("leadership goes to a node whose clock and state are right");
                 store.hand_over().await;

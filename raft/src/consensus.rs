@@ -62,6 +62,13 @@ impl Consensus {
         self.metrics().membership_config.membership().get_node(&id).cloned()
     }
 
+    /// Whether the configuration is known, and this node is not in it.
+    pub fn does_without(&self, id: NodeId) -> bool {
+        let metrics = self.metrics();
+        let mut members = metrics.membership_config.membership().nodes().peekable();
+        members.peek().is_some() && members.all(|(member, _)| *member != id)
+    }
+
     pub fn members(&self) -> Vec<(NodeId, Peer)> {
         let metrics = self.metrics();
         metrics.membership_config.membership().nodes().map(|(id, peer)| (*id, peer.clone())).collect()

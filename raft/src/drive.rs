@@ -28,8 +28,7 @@ const RETRY: Duration = Duration::from_millis(20);
 /// Pause before a node that was told that its incarnation is over starts the next one.
 const RESTART: Duration = Duration::from_millis(200);
 
-/// How long a removed node waits for the others to do without it, and its pause between two questions.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a removed node waits for an answer, and its pause between two rounds of questions.
 const KNOCK: Duration = Duration::from_millis(200);
 
 pub(crate) struct Driver {
@@ -64,8 +63,8 @@ impl Driver {
     }
 
     /// A removed voter votes on until Raft does without it: the step that takes it out may need its vote. Then the others
-    /// shut it out.
-    async fn leave(&self) -> Error {
+    /// shut it out, and say so when it knocks.
+    pub async fn leave(&self) -> Error {
         tracing::info!("this node was removed from its cluster; it ends when the others do without it");
         let mut told = self.local.expelled();
         let knocking = async {
@@ -79,7 +78,6 @@ impl Driver {
         tokio::select! {
             _ = told.wait_for(|told| *told) => {}
             () = knocking => {}
-            () = tokio::time::sleep(LEAVE_TIMEOUT) => {}
         }
         Error::refused(REMOVED)
     }

@@ -58,6 +58,10 @@
 //! - The peer links prove a shared secret at their start; they are neither encrypted nor authenticated after it.
 //! - Trimming runs when something is appended to a room; a room that is left by everybody keeps its last entries.
 
+// Tests inside the crate share the test cluster with those outside, which names it.
+#[cfg(test)]
+extern crate self as moim_raft;
+
 mod answers;
 pub mod base;
 pub mod clock;

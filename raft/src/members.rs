@@ -11,6 +11,8 @@
 //! [`Command::Removed`]: crate::command::Command::Removed
 
 mod decide;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -45,6 +47,8 @@ use crate::{
 const LAG_MAX: u64 = 1000;
 /// A learner has to be near for so long; a moment's luck between two bursts does not make a voter.
 const NEAR_FOR: Duration = Duration::from_secs(3);
+/// A node that was heard of within this counts as up. Far more than a heartbeat.
+const UP_WITHIN: Duration = Duration::from_secs(1);
 /// Between two looks of a leader.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Between two questions of a learner why it is one.
@@ -91,7 +95,6 @@ pub(crate) struct Members {
     pub replica: Arc<Replica>,
     pub proposals: Arc<Proposals>,
     pub peers: Arc<Peers>,
-    pub started: watch::Receiver<bool>,
     pub replace_after: Duration,
     pub state: Progress,
 }
@@ -130,7 +133,7 @@ impl Members {
                 continue;
             }
             self.note("");
-            if failed.as_ref().is_some_and(|(at, _)| now.duration_since(*at) < RETRY) || !*self.started.borrow() {
+            if failed.as_ref().is_some_and(|(at, _)| now.duration_since(*at) < RETRY) {
                 continue;
             }
             if let Err(e) = self.step().await {
@@ -164,6 +167,10 @@ impl Members {
         let Ok(_one) = timeout(LOCK_MAX, self.state.lock.lock()).await else {
             return Ok(Leadership::Leader(Err("another change is under way; try again when it is done".to_owned())));
         };
+        self.look(Instant::now());
+        let Some(since) = self.leading_since() else { return not_leader() };
+        // One that has just begun to lead has heard of nobody yet.
+        tokio::time::sleep_until(since + UP_WITHIN).await;
         self.look(Instant::now());
         let Some((view, base)) = self.view() else { return not_leader() };
         if view.expected.is_none() {
@@ -238,6 +245,10 @@ impl Members {
         *leading = Some(Leading { term, since, near });
     }
 
+    fn leading_since(&self) -> Option<Instant> {
+        self.state.leading.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|leading| leading.since)
+    }
+
     /// What there is to decide on, and the configuration that it is based on; `None` when this node does not lead.
     fn view(&self) -> Option<(View, Option<LogId>)> {
         let leading = self.state.leading.lock().unwrap_or_else(PoisonError::into_inner);
@@ -250,12 +261,15 @@ impl Members {
         let lags = self.consensus.lags();
         let seen = |(id, peer): (NodeId, Peer)| {
             let me = id == self.node;
-            let heard = self.consensus.heard_of(id).map_or(leading.since, |at| at.max(leading.since));
+            let heard = self.consensus.heard_of(id);
+            let since = heard.map_or(leading.since, |at| at.max(leading.since));
             let seen = Seen {
                 name: peer.name,
                 lag: if me { Some(0) } else { lags.get(&id).copied() },
                 caught_up: me || leading.near.get(&id).is_some_and(|since| now.duration_since(*since) >= NEAR_FOR),
-                silent: if me { Duration::ZERO } else { now.saturating_duration_since(heard) },
+                // Whom this leader has not heard of yet may be dead since long.
+                up: me || heard.is_some_and(|at| now.saturating_duration_since(at) < UP_WITHIN),
+                silent: if me { Duration::ZERO } else { now.saturating_duration_since(since) },
                 started: live.contains(&id),
             };
             (id, seen)

@@ -210,13 +210,12 @@ impl Store {
             replica: replica.clone(),
             proposals: proposals.clone(),
             peers: peers.clone(),
-            started: started.clone(),
             replace_after: config.replace_after,
             state: Progress::default(),
         });
         // A removed voter is still needed until Raft does without its vote.
         let (gone, without) = (replica.clone(), consensus.clone());
-        local.shut_out(move |id| gone.read(|state| state.is_removed(id)) && without.peer(id).is_none());
+        local.shut_out(move |id| gone.read(|state| state.is_removed(id)) && without.does_without(id));
         let app = Arc::new(Answers {
             consensus: consensus.clone(),
             clock: clock.clone(),
@@ -288,9 +287,12 @@ impl Store {
 
     /// From an unknown node to one that drives its proposals.
     async fn live(self, former: Arc<Former>, join: Vec<String>, driver: Driver) {
-        let why = match self.enter(&former, &join).await {
-            Ok(()) => driver.run().await,
-            Err(e) => e,
+        let why = match self.is_removed() {
+            true => driver.leave().await,
+            false => match self.enter(&former, &join).await {
+                Ok(()) => driver.run().await,
+                Err(e) => e,
+            },
         };
         // Nobody carries proposals any more: those who wait, and those who come, are told at once.
         self.0.proposals.refuse(&why.to_string());
@@ -298,9 +300,6 @@ impl Store {
     }
 
     async fn enter(&self, former: &Former, join: &[String]) -> Result<()> {
-        if self.is_removed() {
-            return Err(Error::refused(REMOVED));
-        }
         if let Outcome::Found { cluster, members } = former.run(join).await? {
             tracing::info!(%cluster, voters = members.len(), "forming the cluster");
             let members: std::collections::BTreeMap<NodeId, Peer> = members.into_iter().collect();
@@ -468,7 +467,8 @@ impl Store {
     /// Gives leadership to the most caught-up voter that is heard of and whose clock and state are right, if this node has
     /// it. Without such a voter nothing is given away: nobody could take it.
     pub async fn hand_over(&self) {
-        let unfit = |id| self.0.clock.is_wrong(id) || self.0.comparison.is_wrong(id);
+        let removed = self.read(|state| state.removed_nodes());
+        let unfit = |id| self.0.clock.is_wrong(id) || self.0.comparison.is_wrong(id) || removed.contains(&id);
         self.0.consensus.hand_over(|id| !unfit(id)).await;
     }
 
@@ -530,6 +530,12 @@ impl Store {
             Leadership::Leader(members) => Ok(members),
             Leadership::NotLeader { .. } => Err(Error::unavailable("the leader changes")),
         }
+    }
+
+    /// For tests that leave a change half done.
+    #[cfg(test)]
+    pub(crate) fn changes(&self) -> &Members {
+        &self.0.members
     }
 
     /// Whether this node was removed from its cluster for good.

@@ -329,6 +329,7 @@ async fn swapped_ports_replicate_nothing_and_say_so() {
             break;
         }
         // Node 0 listens where node 1 is looked for.
+        until(|| c.store(2).status().peers.len() == 3).await;
         let (wanted, here) = (c.store(1).node(), c.store(0).node());
         let asked = c.store(2).ask(wanted, bytes::Bytes::new(), PATIENCE).await;
         let why = asked.unwrap_err().to_string();

@@ -13,9 +13,6 @@ use std::{
 use super::Change;
 use crate::raft::NodeId;
 
-/// A node that was heard of within this counts as up. Far more than a heartbeat.
-const UP_WITHIN: Duration = Duration::from_secs(1);
-
 /// The cluster's nodes as its leader sees them.
 #[derive(Clone, Debug)]
 pub(super) struct View {
@@ -39,7 +36,9 @@ pub(super) struct Seen {
     pub lag: Option<u64>,
     /// It has been near the end of the log for long enough.
     pub caught_up: bool,
-    /// No word of it for so long, as far as this leader can tell.
+    /// This leader heard of it a moment ago.
+    pub up: bool,
+    /// No word of it for so long, counted from when this leader became one at the earliest.
     pub silent: Duration,
     /// An incarnation of it is live.
     pub started: bool,
@@ -140,7 +139,7 @@ impl View {
     }
 
     fn is_up(&self, id: NodeId) -> bool {
-        self.members.get(&id).is_some_and(|seen| seen.silent < UP_WITHIN)
+        self.members.get(&id).is_some_and(|seen| seen.up)
     }
 
     fn name(&self, id: NodeId) -> &str {
@@ -198,12 +197,19 @@ impl View {
     fn finish_removal(&self) -> Option<Step> {
         let gone = |id: &&NodeId| self.removed.contains(id);
         self.members.keys().filter(gone).find_map(|old| {
-            let heir = self.learners().find(|new| self.name(*new) == self.name(*old) && self.fit(*new).is_ok());
-            match heir {
-                Some(new) if self.is_voter(*old) => self.judge_replace(*old, new).ok().flatten(),
-                _ => self.judge_remove(*old).ok().flatten(),
-            }
+            let heir = self.heir(*old).filter(|_| self.is_voter(*old));
+            let step = heir.and_then(|new| self.judge_replace(*old, new).ok().flatten());
+            step.or_else(|| self.judge_remove(*old).ok().flatten())
         })
+    }
+
+    /// Who takes the place of a voter that goes: a node of its name, else one that would be promoted after it anyway. In one
+    /// change there is no moment with a voter less.
+    fn heir(&self, old: NodeId) -> Option<NodeId> {
+        let fit = |id: &NodeId| self.fit(*id).is_ok();
+        let named = self.learners().filter(fit).find(|id| self.namesake(*id) == Some(old));
+        let room = (self.voters().len() as u64) <= self.expected.unwrap_or(0);
+        named.or_else(|| self.learners().filter(fit).find(|id| room && self.namesake(*id).is_none()))
     }
 
     /// An empty disk came back under the name of a dead id, whose time is over.
@@ -305,13 +311,13 @@ mod tests {
 
     impl View {
         fn add(&mut self, id: NodeId, name: &str) {
-            let silent = Duration::ZERO;
-            self.members
-                .insert(id, Seen { name: name.to_owned(), lag: Some(0), caught_up: true, silent, started: true });
+            let (name, silent) = (name.to_owned(), Duration::ZERO);
+            self.members.insert(id, Seen { name, lag: Some(0), caught_up: true, up: true, silent, started: true });
         }
 
         fn down(&mut self, id: NodeId, silent: Duration) {
-            self.members.get_mut(&id).unwrap().silent = silent;
+            let seen = self.members.get_mut(&id).unwrap();
+            (seen.up, seen.silent) = (false, silent);
         }
 
         fn unvote(&mut self, id: NodeId) {
@@ -366,7 +372,7 @@ mod tests {
         type Case = (fn(&mut Seen), &'static str);
         let cases: [Case; 3] = [
             (|seen| (seen.lag, seen.caught_up) = (Some(5000), false), "5000 entries are missing"),
-            (|seen| seen.silent = Duration::from_secs(3), "not been heard of for 3 s"),
+            (|seen| (seen.up, seen.silent) = (false, Duration::from_secs(3)), "not been heard of for 3 s"),
             (|seen| seen.started = false, "not started"),
         ];
         for (change, why) in cases {
@@ -465,5 +471,9 @@ mod tests {
         assert_eq!(next(&view), Some(Step::Remove(3)), "its heir is to go as well");
         view.down(2, LONG);
         assert_eq!(next(&view), Some(Step::Remove(9)), "a learner can always go");
+        view.add(10, "n10");
+        view.removed.remove(&9);
+        view.members.get_mut(&9).unwrap().started = false;
+        assert_eq!(next(&view), Some(Step::Replace { old: 3, new: 10 }), "in one change, or one of two would be up");
     }
 }
