@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::timeout};
 
@@ -13,19 +13,31 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// Asks `address` (`host:port`) and returns status and body, or one line that says why there is no answer.
 pub async fn fetch(method: Method, address: &str, path: &str, within: Duration) -> Result<(StatusCode, Bytes), String> {
-    timeout(within, exchange(method, address, path))
+    send(method, address, path, Bytes::new(), within).await
+}
+
+/// The same with a body, which is JSON unless it is empty.
+pub async fn send(
+    method: Method,
+    address: &str,
+    path: &str,
+    body: Bytes,
+    within: Duration,
+) -> Result<(StatusCode, Bytes), String> {
+    timeout(within, exchange(method, address, path, body))
         .await
         .unwrap_or_else(|_| Err(format!("no answer within {} ms", within.as_millis())))
         .map_err(|why| format!("{address}: {why}"))
 }
 
-async fn exchange(method: Method, address: &str, path: &str) -> Result<(StatusCode, Bytes), String> {
+async fn exchange(method: Method, address: &str, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), String> {
     let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
     let request = Request::builder()
         .method(method)
         .uri(path)
         .header(http::header::HOST, address)
-        .body(Empty::<Bytes>::new())
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(Full::new(body))
         .map_err(|error| error.to_string())?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;

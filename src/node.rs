@@ -50,7 +50,10 @@ const SNAPSHOT_EVERY: u64 = 20_000;
 /// Why a node ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitReason {
+    /// It was told to.
     Shutdown,
+    /// It was removed from its cluster, for good.
+    Removed,
 }
 
 /// What the parts of a running node share.
@@ -131,6 +134,10 @@ pub async fn run(
     node.relay.close().await;
     node.drain.ended().await;
     let closed = node.store.close().await;
+    if node.store.is_removed() {
+        // Whatever ended it, it is not to be started again.
+        return closed.map(|()| ExitReason::Removed);
+    }
     outcome.and_then(|reason| closed.map(|()| reason))
 }
 

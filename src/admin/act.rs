@@ -7,13 +7,15 @@ use std::{
 };
 
 use axum::{Json, extract::State};
+use bytes::Bytes;
 use http::StatusCode;
 use moim_raft::NodeId;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use super::{
-    answer::{Failure, Named, Params},
+    answer::{Failure, Named, Params, from_json},
     peer::{self, About, Question, Reply},
 };
 use crate::node::Node;
@@ -50,9 +52,20 @@ pub async fn undrain_node(State(node): State<Arc<Node>>, Named(name): Named) -> 
     tell(&node, id, Question::Undrain).await
 }
 
-/// `POST /v1/cluster/leader?to=`: the leader gives leadership to that node, or to the most caught-up voter.
-pub async fn hand_over(State(node): State<Arc<Node>>, params: Params) -> Done {
-    let to = params.get("to").map(|name| named(&node, name)).transpose()?;
+/// Who is to lead; nobody in particular unless it is said.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Leader {
+    node: Option<String>,
+}
+
+/// `POST /v1/cluster/leader`, with `{ node? }`: the leader gives leadership to that node, or to the most caught-up voter.
+pub async fn hand_over(State(node): State<Arc<Node>>, body: Bytes) -> Done {
+    let wanted: Leader = match body.is_empty() {
+        true => Leader::default(),
+        false => from_json(&body).ok_or_else(|| Failure::bad_request("the body is { node }, or nothing"))?,
+    };
+    let to = wanted.node.map(|name| named(&node, &name)).transpose()?;
     let leader = node.store.status().leader.ok_or_else(|| Failure::unavailable("there is no leader just now"))?;
     tell(&node, leader, Question::HandOver { to }).await
 }
@@ -121,6 +134,9 @@ async fn outcome(node: &Node, work: impl Future<Output = Result<(), crate::drain
 /// Gives leadership away.
 pub async fn hand_over_self(node: &Node, to: Option<NodeId>) -> Reply {
     let me = node.store.node();
+    if node.store.status().leader != Some(me) {
+        return Reply::Unavailable("the leader is another one by now; try again".to_owned());
+    }
     match to {
         Some(to) if to == me => return Reply::Refused("that node is the leader".to_owned()),
         Some(to) if !node.store.status().voters.contains(&to) => {

@@ -5,13 +5,14 @@
 //! ```
 //!
 //! Any node answers for the whole cluster: from its own state, and by asking the others what only they know. What changes
-//! something is a POST.
+//! something is a POST or a DELETE.
 
 mod access;
 mod act;
 mod answer;
 mod emit;
 mod inspect;
+mod nodes;
 mod peer;
 mod serve;
 mod status;
@@ -24,7 +25,7 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     middleware::from_fn,
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 
 pub use self::{peer::answer_peer, serve::serve};
@@ -49,6 +50,8 @@ fn routes(node: Arc<Node>) -> Router {
         .route("/v1/emit", post(emit::emit).layer(DefaultBodyLimit::max(emit::BODY_BYTES_MAX)))
         .route("/v1/drain", post(act::drain))
         .route("/v1/undrain", post(act::undrain))
+        .route("/v1/nodes", get(nodes::list).post(nodes::post))
+        .route("/v1/nodes/{name}", delete(nodes::remove))
         .route("/v1/nodes/{name}/drain", post(act::drain_node))
         .route("/v1/nodes/{name}/undrain", post(act::undrain_node))
         .route("/v1/cluster/leader", post(act::hand_over))

@@ -66,6 +66,9 @@ pub struct About {
     pub ready: bool,
     /// Why it is not ready.
     pub why: Vec<String>,
+    /// Why it is a learner still; empty for a voter.
+    #[serde(default)]
+    pub note: String,
 }
 
 impl About {
@@ -83,6 +86,7 @@ impl About {
             draining: node.health.is_draining(),
             ready: why.is_empty(),
             why,
+            note: status.learner,
         }
     }
 }

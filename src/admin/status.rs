@@ -73,6 +73,8 @@ struct Row {
     draining: Option<bool>,
     ready: Option<bool>,
     why: Option<Vec<String>>,
+    /// Why it is a learner still.
+    note: Option<String>,
 }
 
 /// `GET /v1/cluster`
@@ -121,6 +123,7 @@ fn view(
             draining: about.map(|about| about.draining),
             ready: about.map(|about| about.ready),
             why: about.map(|about| about.why.clone()),
+            note: about.map(|about| about.note.clone()).filter(|note| !note.is_empty()),
         }
     };
     let mut rows: Vec<Row> = members(status).into_iter().map(row).collect();
@@ -194,12 +197,21 @@ pub async fn livez() -> &'static str {
     "live"
 }
 
-/// `GET /readyz`: one word; with `?verbose` every reason, line by line.
+/// `GET /readyz`: one word; with `?verbose` every reason, line by line, and why a node that may get clients has no vote.
 pub async fn readyz(State(node): State<Arc<Node>>, params: Params) -> Result<Response, Failure> {
     let reasons = node.health.reasons();
-    let Some(first) = reasons.first() else { return Ok("ready".into_response()) };
-    let body = match params.flag("verbose")? {
-        true => reasons.iter().map(|reason| format!("{}: {}\n", reason.word, reason.why)).collect(),
+    let verbose = params.flag("verbose")?;
+    let learner = Some(node.store.status().learner).filter(|why| verbose && !why.is_empty());
+    let learner = learner.map(|why| format!("learner: {why}\n")).unwrap_or_default();
+    let Some(first) = reasons.first() else {
+        return Ok(if learner.is_empty() {
+            "ready".into_response()
+        } else {
+            format!("ready\n{learner}").into_response()
+        });
+    };
+    let body = match verbose {
+        true => reasons.iter().map(|reason| format!("{}: {}\n", reason.word, reason.why)).chain([learner]).collect(),
         false => first.word.to_owned(),
     };
     Ok((StatusCode::SERVICE_UNAVAILABLE, body).into_response())

@@ -2,16 +2,19 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
+use bytes::Bytes;
 use clap::Args;
 use http::{Method, StatusCode};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::Failure;
-use crate::fetch::fetch;
+use crate::fetch::send;
 
 /// A node asks the others for 500 ms before it answers; this leaves room for a busy one.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// A change of the cluster's nodes may have to hand leadership over first.
+const CHANGED_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub struct AdminArgs {
@@ -54,6 +57,9 @@ pub struct Node {
     /// Why it is not ready: a text or a list of texts.
     #[serde(default)]
     pub why: Value,
+    /// Why it is a learner still.
+    #[serde(default)]
+    pub note: Option<String>,
     #[serde(default)]
     pub draining: Option<bool>,
     #[serde(default)]
@@ -132,20 +138,41 @@ impl Admin {
     /// Carries out `POST path`. A 409 is the cluster's own refusal, and its reason is passed on.
     pub async fn act(&self, path: &str) -> Result<(), Failure> {
         let (status, body, address) = self.ask(Method::POST, path).await?;
-        match status {
-            status if status.is_success() => Ok(()),
-            StatusCode::CONFLICT => {
-                Err(Failure::Unsafe(message(&body).unwrap_or("the cluster gives no reason".into())))
-            }
-            status => Err(Failure::failed(format!("{address} answers POST {path} with {}", reason(status, &body)))),
+        done(status, &body, || format!("{address} answers POST {path}"))
+    }
+
+    /// The same with a body, for what takes longer and has an answer. A 404 is a name that there is not.
+    pub async fn change<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<T, Failure> {
+        let sent = body.map(|body| body.to_string()).unwrap_or_default();
+        let (status, body, address) = self.exchange(method.clone(), path, sent.into(), CHANGED_WITHIN).await?;
+        if status == StatusCode::NOT_FOUND {
+            return Err(Failure::Usage(message(&body).unwrap_or(format!("{address} knows no {method} {path}"))));
         }
+        done(status, &body, || format!("{address} answers {method} {path}"))?;
+        serde_json::from_slice(&body)
+            .map_err(|error| Failure::failed(format!("{address} answers {method} {path} with something else: {error}")))
     }
 
     /// The first answer. The next node is asked only where the last gave none, never after a refusal.
     async fn ask(&self, method: Method, path: &str) -> Result<(StatusCode, bytes::Bytes, &str), Failure> {
+        self.exchange(method, path, Bytes::new(), ANSWER_WITHIN).await
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        within: Duration,
+    ) -> Result<(StatusCode, Bytes, &str), Failure> {
         let mut tried = Vec::new();
         for address in &self.addresses {
-            match fetch(method.clone(), address, path, ANSWER_WITHIN).await {
+            match send(method.clone(), address, path, body.clone(), within).await {
                 Ok((status, body)) => return Ok((status, body, address)),
                 Err(why) => tried.push(why),
             }
@@ -176,6 +203,15 @@ impl Admin {
 /// A node that listens on every address names none.
 fn can_be_asked(address: &str) -> bool {
     !address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified())
+}
+
+/// A 409 is the cluster's own refusal.
+fn done(status: StatusCode, body: &[u8], said: impl Fn() -> String) -> Result<(), Failure> {
+    match status {
+        status if status.is_success() => Ok(()),
+        StatusCode::CONFLICT => Err(Failure::Unsafe(message(body).unwrap_or("the cluster gives no reason".into()))),
+        status => Err(Failure::failed(format!("{} with {}", said(), reason(status, body)))),
+    }
 }
 
 fn reason(status: StatusCode, body: &[u8]) -> String {

@@ -6,6 +6,7 @@
 mod admin;
 mod config;
 mod drain;
+mod node;
 mod rolling_restart;
 mod serve;
 mod settings;
@@ -43,6 +44,8 @@ enum Command {
     Drain(drain::Drain),
     /// Put a drained node back into service
     Undrain(drain::Undrain),
+    /// Show, add, promote, replace or remove nodes
+    Node(node::NodeCommand),
     /// Restart node after node and measure what clients saw
     RollingRestart(rolling_restart::RollingRestart),
     /// Check, show or write a configuration
@@ -117,6 +120,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Status(status) => status.run().await,
         Command::Drain(drain) => drain.run().await,
         Command::Undrain(undrain) => undrain.run().await,
+        Command::Node(node) => node.run().await,
         Command::RollingRestart(restart) => restart.run().await,
         Command::Config(config) => config.run(),
         Command::Completions { shell } => {
@@ -129,6 +133,20 @@ async fn run(command: Command) -> Result<(), Failure> {
 /// Writes to standard output. A reader that has seen enough (`| head`) or a closed terminal is no failure.
 pub fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Columns as wide as what is in them.
+fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
+    let headings = headings.map(str::to_string);
+    let all = || std::iter::once(&headings).chain(rows);
+    let widths: Vec<usize> = (0..N).map(|i| all().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in all() {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text += cells.join("  ").trim_end();
+        text.push('\n');
+    }
+    text
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 use std::io::IsTerminal;
 
 use clap::Args;
-use moim::config::{Auth, Config, LogFormat};
+use moim::{
+    config::{Auth, Config, LogFormat},
+    node::ExitReason,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
@@ -11,6 +14,10 @@ use tokio::{
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
 
 use super::{Failure, settings::SettingsArgs};
+
+/// A supervisor should not start it again.
+const REMOVED: &str = "this node was removed from its cluster, and its id is never used again. To bring this machine back as a \
+                       new node, move its data folder away and start it again";
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -48,7 +55,8 @@ impl Serve {
         let shutdown = stop_asked(self.parent_stdin)?;
         start_tracing(&config)?;
         match moim::node::run(config, moim::handlers::Handlers::default(), shutdown).await {
-            Ok(_) => Ok(()),
+            Ok(ExitReason::Shutdown) => Ok(()),
+            Ok(ExitReason::Removed) => Err(Failure::Unsafe(REMOVED.to_owned())),
             Err(moim_raft::error::Error::Refused(why)) => Err(Failure::Usage(why)),
             Err(error) => Err(Failure::failed(error)),
         }

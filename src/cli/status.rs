@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{
     Failure,
     admin::{Admin, AdminArgs, Cluster, Node},
-    print,
+    print, table,
 };
 
 #[derive(Args)]
@@ -39,20 +39,15 @@ const HEADINGS: [&str; 10] =
     ["NAME", "ROLE", "LEADER", "READY", "APPLIED", "LAG", "SOCKETS", "RELAYED", "VERSION", "UPTIME"];
 
 fn render(cluster: &Cluster) -> String {
-    let mut rows = vec![HEADINGS.map(str::to_string)];
-    rows.extend(cluster.nodes.iter().map(row));
-    let widths: Vec<usize> =
-        (0..HEADINGS.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text += cells.join("  ").trim_end();
-        text.push('\n');
-    }
+    let rows: Vec<_> = cluster.nodes.iter().map(row).collect();
+    let mut text = table(HEADINGS, &rows);
     // Reasons are sentences; they get lines of their own.
     for node in &cluster.nodes {
         if let Err(why) = node.readiness() {
             text += &format!("{} is not ready: {why}\n", node.name);
+        }
+        if let Some(note) = &node.note {
+            text += &format!("{} has no vote: {note}\n", node.name);
         }
     }
     if let Some(found) = &cluster.diverged {
@@ -123,7 +118,7 @@ mod tests {
                 { "name": "node1", "role": "voter", "leader": true, "ready": true, "applied": 90, "lag": 0, "sockets": 12, "relayed": 3,
                   "version": "0.1.0", "uptime": 75, "draining": false },
                 { "name": "node2", "role": "voter", "ready": false, "why": ["no leader", "behind"], "uptime": 90061.5 },
-                { "name": "n3", "role": "learner", "ready": null, "sockets": null },
+                { "name": "n3", "role": "learner", "ready": null, "sockets": null, "note": "it is catching up" },
             ],
         }))
         .expect("an answer");
@@ -135,6 +130,7 @@ node2  voter            no     -        -    -        -        -        1d 1h
 n3     learner          ?      -        -    -        -        -        -
 node2 is not ready: no leader; behind
 n3 is not ready: no answer
+n3 has no vote: it is catching up
 term 3, applied 90
 ";
         assert_eq!(text, expected);

@@ -1,0 +1,301 @@
+//! The nodes of a cluster, over admin HTTP and the command line: any node is asked, the leader decides.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::Stdio,
+    time::Duration,
+};
+
+use moim::{
+    config::{Auth, Config},
+    handlers::Handlers,
+    node::{self, ExitReason},
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::Command,
+    sync::oneshot,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Node {
+    name: String,
+    admin: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    running: JoinHandle<moim_raft::Result<ExitReason>>,
+    _data: tempfile::TempDir,
+}
+
+struct Cluster {
+    nodes: Vec<Node>,
+    peers: Vec<String>,
+}
+
+/// Held together and let go at once, so that they differ.
+fn addresses(count: usize) -> Vec<SocketAddr> {
+    let ports: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    ports.iter().map(|port| port.local_addr().expect("bound")).collect()
+}
+
+impl Cluster {
+    /// Three voters, ready.
+    async fn start() -> Self {
+        let addresses = addresses(9);
+        let peers = (0..3).map(|i| addresses[i * 3].to_string()).collect();
+        let mut cluster = Self { nodes: Vec::new(), peers };
+        for i in 0..3 {
+            cluster.add(&format!("node{}", i + 1), &addresses[i * 3..i * 3 + 3], Some(3));
+        }
+        for i in 0..3 {
+            cluster.ready(i).await;
+        }
+        cluster
+    }
+
+    fn add(&mut self, name: &str, addresses: &[SocketAddr], expect: Option<usize>) {
+        let data = tempfile::tempdir().expect("a folder");
+        let [peer, client, admin] = addresses.try_into().expect("three");
+        let mut config = Config {
+            name: name.to_owned(),
+            data: data.path().join("data"),
+            client,
+            admin,
+            peer,
+            join: self.peers.clone(),
+            expect,
+            auth: Some(Auth::Open),
+            ..Config::default()
+        };
+        config.drain.delay = Duration::from_millis(50);
+        config.drain.window = Duration::from_millis(50);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running = tokio::spawn(node::run(config, Handlers::default(), async move { _ = stopped.await }));
+        self.nodes.push(Node { name: name.to_owned(), admin, stop: Some(stop), running, _data: data });
+    }
+
+    async fn ready(&self, i: usize) {
+        let ready = async {
+            while self.ask(i, "GET", "/readyz", "").await.is_none_or(|(status, _)| status != 200) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, ready).await.expect("ready");
+    }
+
+    async fn ask(&self, i: usize, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(self.nodes[i].admin).await.ok()?;
+        let length = body.len();
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n");
+        stream.write_all(format!("{head}Connection: close\r\n\r\n{body}").as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+    }
+
+    async fn json(&self, i: usize, method: &str, path: &str, body: Value) -> (u16, Value) {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let (status, answer) = self.ask(i, method, path, &body).await.expect("an answer");
+        (status, serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{path} is not JSON: {answer}")))
+    }
+
+    async fn nodes(&self, i: usize) -> Value {
+        let (status, body) = self.json(i, "GET", "/v1/nodes", Value::Null).await;
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+
+    /// Whose row satisfies it, soon.
+    async fn until(&self, i: usize, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let seen = async {
+            loop {
+                let nodes = self.nodes(i).await;
+                if holds(&nodes) {
+                    return nodes;
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        match timeout(PATIENCE, seen).await {
+            Ok(nodes) => nodes,
+            Err(_) => panic!("{what}: {}", self.nodes(i).await),
+        }
+    }
+
+    async fn leader(&self) -> usize {
+        let nodes = self.until(0, "a leader", |nodes| row(nodes, "leader", &json!(true)).is_some()).await;
+        let leader = row(&nodes, "leader", &json!(true)).expect("it was there")["name"].clone();
+        self.nodes.iter().position(|node| leader == node.name.as_str()).expect("it is one of them")
+    }
+
+    /// Exit code, standard output and standard error of `moim node …` against one node.
+    async fn moim(&self, i: usize, args: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moim"));
+        command.arg("node").args(args).args(["--admin", &self.nodes[i].admin.to_string()]);
+        let output = timeout(PATIENCE, command.stdin(Stdio::null()).kill_on_drop(true).output()).await;
+        let output = output.expect("it ends").expect("it runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+
+    async fn stop(mut self) {
+        for node in &mut self.nodes {
+            if let Some(stop) = node.stop.take() {
+                _ = stop.send(());
+            }
+        }
+        for node in self.nodes {
+            timeout(PATIENCE, node.running).await.expect("it ends").expect("no panic").expect("no error");
+        }
+    }
+}
+
+fn row<'a>(nodes: &'a Value, key: &str, value: &Value) -> Option<&'a Value> {
+    nodes["nodes"].as_array().expect("rows").iter().find(|row| row[key] == *value)
+}
+
+fn names<'a>(nodes: &'a Value, role: &str) -> Vec<&'a str> {
+    let rows = nodes["nodes"].as_array().expect("rows").iter().filter(|row| row["role"] == role);
+    rows.map(|row| row["name"].as_str().expect("a name")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fourth_node_joins_learns_votes_when_it_is_told_to_and_is_removed() {
+    let mut c = Cluster::start().await;
+    let four = addresses(3);
+    c.add("node4", &four, None);
+    c.ready(3).await;
+    let leader = c.leader().await;
+    let (asked, other) = ((leader + 1) % 3, (leader + 2) % 3);
+
+    let why = "3 were expected when the cluster formed";
+    let nodes = c
+        .until(asked, "it says why it learns", |nodes| {
+            row(nodes, "name", &json!("node4")).is_some_and(|row| row["note"].as_str().is_some_and(|n| n.contains(why)))
+        })
+        .await;
+    assert_eq!((&nodes["expected"], &nodes["voters"], &nodes["consistency"]), (&json!(3), &json!(3), &json!("local")));
+    assert_eq!(names(&nodes, "learner"), ["node4"]);
+    assert_eq!(names(&nodes, "voter"), ["node1", "node2", "node3"]);
+    let said = async {
+        loop {
+            let (status, text) = c.ask(3, "GET", "/readyz?verbose", "").await.expect("an answer");
+            if status == 200 && text.contains("learner: ") && text.contains(why) {
+                return text;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let text = timeout(PATIENCE, said).await.expect("it says so itself");
+    assert!(text.starts_with("ready\n"), "a learner may have clients: {text}");
+    assert_eq!(c.ask(3, "GET", "/readyz", "").await.expect("an answer"), (200, "ready".to_owned()));
+    let (code, out, _) = c.moim(other, &["list"]).await;
+    assert!(
+        code == Some(0) && out.contains("node4 (learner): ") && out.contains("3 voters; 1 of them may fail"),
+        "{out}"
+    );
+
+    let (code, out, error) = c.moim(other, &["promote", "node4"]).await;
+    assert_eq!(code, Some(0), "{error}");
+    assert!(out.contains("node4 votes: 4 voters, 3 formed the cluster; 1 of them may fail"), "{out}");
+    let (status, body) = c.json(asked, "POST", "/v1/nodes", json!({ "name": "node4" })).await;
+    assert_eq!((status, &body["role"]), (200, &json!("voter")), "a second time it is so already");
+
+    // The leader itself, asked at another node: it hands over first.
+    let (code, out, error) = c.moim(other, &["remove", &c.nodes[leader].name]).await;
+    assert_eq!(code, Some(0), "{error}");
+    assert!(out.contains("is removed for good: 3 voters; 1 of them may fail"), "{out}");
+    let removed = c.nodes.remove(leader);
+    let ended = timeout(PATIENCE, removed.running).await.expect("it ends by itself").expect("no panic");
+    assert_eq!(ended.expect("no error"), ExitReason::Removed);
+    let (status, body) = c.json(1, "DELETE", &format!("/v1/nodes/{}", removed.name), Value::Null).await;
+    assert_eq!((status, &body["error"]["code"]), (404, &json!("not_found")));
+    let nodes = c.nodes(0).await;
+    assert!(names(&nodes, "voter").len() == 3 && names(&nodes, "learner").is_empty(), "{nodes}");
+    c.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_would_be_unsafe_is_refused_with_its_reason_and_exits_3() {
+    let mut c = Cluster::start().await;
+    let leader = c.leader().await;
+    let (dead, alive) = ((leader + 1) % 3, (leader + 2) % 3);
+    let (dead_name, alive_name) = (c.nodes[dead].name.clone(), c.nodes[alive].name.clone());
+    let table = [
+        ("POST", "/v1/nodes", json!({}), 400, "bad_request"),
+        ("POST", "/v1/nodes", json!({ "name": "node1", "id": "1" }), 400, "bad_request"),
+        ("POST", "/v1/nodes", json!({ "name": "node1", "role": "learner" }), 400, "bad_request"),
+        ("POST", "/v1/nodes", json!({ "name": "node1", "vote": true }), 400, "bad_request"),
+        ("POST", "/v1/nodes", json!({ "name": "node9" }), 404, "not_found"),
+        ("POST", "/v1/nodes", json!({ "name": "node1", "replace": "node9" }), 404, "not_found"),
+        ("POST", "/v1/nodes", json!({ "name": "node1", "replace": "node2" }), 409, "refused"),
+        ("DELETE", "/v1/nodes/node9", Value::Null, 404, "not_found"),
+        ("POST", "/v1/cluster/leader", json!({ "to": "node1" }), 400, "bad_request"),
+        ("POST", "/v1/cluster/leader", json!({ "node": "node9" }), 404, "not_found"),
+        ("PUT", "/v1/nodes", Value::Null, 405, "method_not_allowed"),
+    ];
+    for (method, path, body, status, code) in table {
+        let (seen, answer) = c.json(alive, method, path, body.clone()).await;
+        assert_eq!((seen, &answer["error"]["code"]), (status, &json!(code)), "{method} {path} {body}: {answer}");
+    }
+    // Leadership goes where it is wanted, and back, whichever node is asked.
+    let (status, body) = c.json(dead, "POST", "/v1/cluster/leader", json!({ "node": alive_name })).await;
+    assert_eq!(status, 200, "{body}");
+    c.until(dead, "it leads", |nodes| {
+        row(nodes, "leader", &json!(true)).is_some_and(|row| row["name"] == alive_name.as_str())
+    })
+    .await;
+    let back = c.nodes[leader].name.clone();
+    assert_eq!(c.json(dead, "POST", "/v1/cluster/leader", json!({ "node": back })).await.0, 200);
+    c.until(alive, "it leads again", |nodes| {
+        row(nodes, "leader", &json!(true)).is_some_and(|row| row["name"] == back.as_str())
+    })
+    .await;
+
+    c.nodes[dead].stop.take().expect("it runs").send(()).expect("it listens");
+    c.until(alive, "it is missed", |nodes| {
+        row(nodes, "name", &json!(dead_name)).is_some_and(|row| row["up"] == json!(false))
+    })
+    .await;
+    let (code, _, error) = c.moim(leader, &["remove", &alive_name]).await;
+    assert_eq!(code, Some(3), "{error}");
+    assert!(error.contains("1 of 2 voters would be up, and 2 are needed: bring the others back"), "{error}");
+    let (code, _, error) = c.moim(leader, &["remove", "node9"]).await;
+    assert!(code == Some(2) && error.contains("no node \"node9\""), "{code:?} {error}");
+    let (code, out, error) = c.moim(leader, &["remove", &dead_name]).await;
+    assert_eq!(code, Some(0), "{error}");
+    assert!(out.contains("2 voters, 3 formed the cluster; none of them may fail"), "{out}");
+    let (code, out, _) = c.moim(alive, &["list", "--json"]).await;
+    let listed: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!((code, names(&listed, "voter").len(), &listed["voters"]), (Some(0), 2, &json!(2)));
+    c.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_add_says_what_to_run_and_waits_until_it_votes() {
+    let mut c = Cluster::start().await;
+    let leader = c.leader().await;
+    let (code, _, error) = c.moim(leader, &["add", "node1"]).await;
+    assert!(code == Some(2) && error.contains("node1 already"), "{code:?} {error}");
+    let (code, out, error) = c.moim(leader, &["add", "node4", "--wait", "0"]).await;
+    assert_eq!(code, Some(1), "{error}");
+    assert!(out.contains("moim serve --name node4 --join ") && c.peers.iter().all(|peer| out.contains(peer)), "{out}");
+    assert!(error.contains("node4 has not joined"), "{error}");
+
+    let four = addresses(3);
+    c.add("node4", &four, None);
+    let added = c.moim(leader, &["add", "node4", "--voter"]).await;
+    // It was quick, and had joined before the command looked: then it is told so.
+    if added.0 == Some(2) {
+        assert!(added.2.contains("moim node promote node4"), "{}", added.2);
+    } else {
+        assert!(added.0 == Some(0) && added.1.contains("node4 votes: 4 voters"), "{added:?}");
+    }
+    c.stop().await;
+}
