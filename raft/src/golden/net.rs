@@ -10,6 +10,7 @@ use super::{
 use crate::{
     codec::{self, Kind},
     level::Levels,
+    members::{Change, Member},
     net::{
         CallRequest, CallResponse, Forwarded, Lane, Leadership, Probed,
         frame::{Frame, What},
@@ -27,7 +28,7 @@ fn bytes(text: &'static str) -> Bytes {
 
 #[test]
 fn golden_handshake() {
-    let lanes = [Lane::Raft, Lane::Beat, Lane::Call, Lane::Bulk, Lane::Bus];
+    let lanes = [Lane::Raft, Lane::Beat, Lane::Call, Lane::Bulk, Lane::Bus, Lane::Tunnel];
     let hello = Hello {
         lane: Lane::Raft,
         cluster: Some(CLUSTER.to_owned()),
@@ -39,7 +40,10 @@ fn golden_handshake() {
         level: Some(1),
         nonce: [0xab; 32],
     };
-    variants("handshake", vec![Step::Hello(hello), Step::Proof([0xcd; 32]), Step::Refuse("why".to_owned())]);
+    variants(
+        "handshake",
+        vec![Step::Hello(hello), Step::Proof([0xcd; 32]), Step::Refuse("why".to_owned()), Step::Removed([0xce; 32])],
+    );
     variants("lane", lanes.to_vec());
 }
 
@@ -71,6 +75,10 @@ fn golden_calls() {
             CallRequest::Join { id: 7, peer: peer("n2") },
             CallRequest::Ask(bytes("ask")),
             CallRequest::Hashes,
+            CallRequest::Change(Change::Promote { node: 4 }),
+            CallRequest::Change(Change::Replace { old: 3, new: 4 }),
+            CallRequest::Change(Change::Remove { node: 3 }),
+            CallRequest::Members,
         ],
     );
     let probed = Probed {
@@ -82,6 +90,8 @@ fn golden_calls() {
         barred: Some("why".to_owned()),
         clock_ms: 1_700_000_000_000,
     };
+    let note = Some("why".to_owned());
+    let member = Member { node: 7, peer: peer("n2"), voter: false, lag: Some(12), silent_ms: 50, note };
     variants(
         "call_response",
         vec![
@@ -92,6 +102,8 @@ fn golden_calls() {
             CallResponse::Join(Leadership::Leader(Ok(()))),
             CallResponse::Ask(bytes("answer")),
             CallResponse::Hashes(vec![(811, 1), (812, u128::MAX / 3)]),
+            CallResponse::Changed(Leadership::Leader(Err("why".to_owned()))),
+            CallResponse::Members(Leadership::Leader(vec![member])),
         ],
     );
     variants("forwarded", vec![Forwarded::Accepted { index: 812 }, Forwarded::NotLeader { leader: Some(1) }]);
