@@ -114,7 +114,8 @@ impl Cluster {
             election: Duration::from_millis(250),
             snapshot_every: SNAPSHOT_EVERY,
         };
-        let (store, feeds) = Store::open(config, listener).await?;
+        // Boxed: without optimisation each caller's frame would hold it again, and a test's stack is 2 MiB.
+        let (store, feeds) = Box::pin(Store::open(config, listener)).await?;
         Ok(Node::new(store, feeds))
     }
 
