@@ -152,6 +152,8 @@ pub struct Machine {
     feed: mpsc::Sender<Play>,
     stop: CancellationToken,
     checkpointed: Instant,
+    /// Of which entry the last checkpoint was asked for, or found at the start.
+    kept: Option<LogId>,
     /// How many checkpoints were written of which the changes are not in memory any more.
     thawed: u64,
     /// Dropped last of all: then the checkpoint of a clean stop is written.
@@ -172,7 +174,7 @@ impl Machine {
         feed: mpsc::Sender<Play>,
         stop: CancellationToken,
     ) -> Result<(Self, oneshot::Receiver<()>)> {
-        let (applied, membership) = match found.point {
+        let (applied, membership): (Option<LogId>, _) = match found.point {
             Some(point) => (point.applied.map(LogId::from), point.membership.try_into()?),
             None => (None, StoredMembership::default()),
         };
@@ -181,6 +183,7 @@ impl Machine {
             levels.check(level, "this node")?;
         }
         let hashes = applied.iter().map(|id| (id.index, state.hash())).collect();
+        let kept = applied;
         let inner = Inner { state, applied, membership, hashes };
         let applied = watch::channel(inner.applied.as_ref().map_or(0, |id| id.index)).0;
         let failed = watch::channel(None).0;
@@ -188,7 +191,7 @@ impl Machine {
         let replica = Arc::new(Replica { node, inner, applied, proposals, levels, failed, playing });
         let (alive, gone) = oneshot::channel();
         let checkpointed = Instant::now();
-        let machine = Self { replica, base, snapshots, feed, stop, checkpointed, thawed: 0, _alive: alive };
+        let machine = Self { replica, base, snapshots, feed, stop, checkpointed, kept, thawed: 0, _alive: alive };
         Ok((machine, gone))
     }
 
@@ -238,6 +241,7 @@ impl Machine {
             let point = inner.point();
             (inner.state.kv_mut().freeze(), point)
         };
+        self.kept = point.applied.map(LogId::from);
         self.base.checkpoint(changes, point);
         self.checkpointed = Instant::now();
     }
@@ -375,6 +379,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             self.replica.check_level(level).inspect_err(|e| self.replica.fail(e))?;
         }
         let point = point.ok_or_else(|| Error::fatal("a snapshot of no point"))?;
+        self.kept = point.applied.map(LogId::from);
         // What was asked of the base before is done.
         self.thawed = self.base.written();
         let membership = point.membership.try_into()?;
@@ -406,8 +411,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
 impl Drop for Machine {
     /// A clean stop leaves nothing to apply again.
     fn drop(&mut self) {
-        let changed = self.replica.lock().state.kv().changed_keys() > 0;
-        if changed {
+        let applied = self.replica.lock().applied;
+        if applied != self.kept {
             self.checkpoint(true);
         }
         self.base.close();

@@ -74,6 +74,10 @@ impl Generation {
         self.db.flush().map(|_| ()).map_err(|e| disk::failed("write the checkpoint", &self.path, &e))
     }
 
+    pub fn remove(&self, key: &[u8]) -> Result<()> {
+        self.db.remove(key).map(|_| ()).map_err(|e| disk::failed("write the checkpoint", &self.path, &e))
+    }
+
     pub fn apply(&self, batch: sled::Batch) -> Result<()> {
         self.db.apply_batch(batch).map_err(|e| disk::failed("write the checkpoint", &self.path, &e))
     }
@@ -175,6 +179,7 @@ pub fn mark_unusable(path: &Path) {
     }
 }
 
+/// Deletes a directory, if it is there.
 pub fn remove(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(disk::failed("remove", path, &e)),

@@ -40,8 +40,19 @@ impl Reader {
             Bound::Included(from) | Bound::Excluded(from) if from > POINT => range.0,
             _ => Bound::Excluded(POINT),
         };
-        let mut rows: Rows = self.db.range::<&[u8], Range<'_>>((from, range.1));
-        std::iter::from_fn(move || self.sound(|| if back { rows.next_back() } else { rows.next() }.transpose()))
+        // Forward, sled looks for keys below the end of a range until the end of the tree. So it is not told of it.
+        let end = |to: &[u8]| Stored::from(to);
+        let (told, end) = match range.1 {
+            to if back => (to, Bound::Unbounded),
+            to => (Bound::Unbounded, to.map(end)),
+        };
+        let mut rows: Rows = self.db.range::<&[u8], Range<'_>>((from, told));
+        let next = move || self.sound(|| if back { rows.next_back() } else { rows.next() }.transpose());
+        std::iter::from_fn(next).take_while(move |(key, _)| match &end {
+            Bound::Included(to) => key <= to,
+            Bound::Excluded(to) => key < to,
+            Bound::Unbounded => true,
+        })
     }
 
     /// Whoever reads cannot go on without an answer, and a wrong one would fork the state: damage ends the reader, and by

@@ -97,6 +97,7 @@ impl Writer {
 
     /// Several batches, so that readers never wait for all of them; what makes them one is that sled writes them in one
     /// flush. The point is gone in the first and back in the last: whatever went wrong, half of it is no checkpoint.
+    /// Keys are removed one by one, because a batch leaves leaves behind that are empty for ever.
     fn checkpoint(&mut self, changes: &Overlay, point: Point) -> Result<()> {
         let mut batch = sled::Batch::default();
         batch.remove(POINT);
@@ -106,7 +107,7 @@ impl Writer {
             }
             match value {
                 Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
+                None => self.on.remove(key)?,
             }
             if nth % BATCH_PAIRS == BATCH_PAIRS - 1 {
                 self.on.apply(std::mem::take(&mut batch))?;
