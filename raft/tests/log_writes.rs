@@ -97,6 +97,29 @@ async fn the_first_failed_sync_is_final_for_all_that_wait_and_all_that_come() {
 }
 
 #[tokio::test]
+async fn when_the_flusher_dies_everybody_who_waits_is_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log;
+    let (open_gate, gate) = mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    let options = gated(1 << 20, move |_| {
+        let _ = gate.lock().unwrap().recv();
+        panic!("the flusher dies")
+    });
+    log = open(dir.path(), options).unwrap();
+    let mut waiting = Vec::new();
+    for index in 0..20 {
+        waiting.push(queue(&mut log, 1, index..index + 1).await.unwrap());
+    }
+    drop(open_gate);
+    for outcome in waiting {
+        outcome.await.expect("answered").unwrap_err();
+    }
+    assert!(matches!(log.fatal().await, Error::Fatal(why) if why.contains("panicked")));
+    assert!(queue(&mut log, 1, 20..21).await.is_err());
+}
+
+#[tokio::test]
 async fn a_closed_log_answers_late_writers() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path(), options(1 << 20)).unwrap();
