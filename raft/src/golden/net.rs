@@ -148,6 +148,9 @@ fn golden_transfer() {
             Part::End { crc: 0xdead_beef },
             Part::Installed { vote: vote() },
             Part::Failed("why".to_owned()),
+            Part::Have { bytes: 1 << 19, crc: 0xdead_beef },
+            Part::From { offset: 1 << 19 },
+            Part::Installing,
         ],
     );
     body("snapshot_meta", vec![snapshot_meta()]).check();

@@ -16,6 +16,7 @@
 //! | [`serve()`] | the listener |
 //! | [`peers`] | requests of the layers above, and the bus |
 //! | [`snapshot`] | files over the bulk lane |
+//! | [`transfers`] | how fast they may go, and what the log keeps for them |
 
 pub mod consensus;
 mod dial;
@@ -28,6 +29,7 @@ pub mod network;
 pub mod peers;
 pub mod serve;
 pub mod snapshot;
+pub mod transfers;
 
 pub use consensus::{Consensus, Heard, RaftConsensus};
 pub use handshake::{Lane, Remote};
@@ -37,3 +39,4 @@ pub use network::Network;
 pub use peers::Peers;
 pub use serve::{App, serve};
 pub use snapshot::SnapshotFile;
+pub use transfers::Transfers;

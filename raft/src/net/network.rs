@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::{
-    Lane, Local, SnapshotFile,
+    Lane, Local, SnapshotFile, Transfers,
     dial::Slot,
     handshake,
     message::{RaftReply, RaftRequest},
@@ -60,11 +60,17 @@ pub struct Network {
     local: Arc<Local>,
     /// The urgent lane of each peer. Bounded by the addresses that peers ever had in one life of this process.
     beats: Slots,
+    transfers: Arc<Transfers>,
 }
 
 impl Network {
     pub fn new(local: Arc<Local>) -> Self {
-        Self { local, beats: Slots::default() }
+        Self { local, beats: Slots::default(), transfers: Arc::default() }
+    }
+
+    /// The snapshots that it sends.
+    pub fn transfers(&self) -> Arc<Transfers> {
+        Arc::clone(&self.transfers)
     }
 
     fn client(&self, target: NodeId, node: &Peer, lane: Lane) -> Client {
@@ -73,7 +79,8 @@ impl Network {
             Arc::clone(beats.entry((target, node.addr.clone())).or_default())
         };
         let own = Arc::default();
-        Client { local: Arc::clone(&self.local), target, addr: node.addr.clone(), lane, own, beat, complained: None }
+        let (local, transfers) = (Arc::clone(&self.local), Arc::clone(&self.transfers));
+        Client { local, target, addr: node.addr.clone(), lane, own, beat, transfers, complained: None }
     }
 }
 
@@ -104,6 +111,7 @@ pub struct Client {
     own: Arc<Mutex<Slot>>,
     /// For what is urgent; shared by all clients of this peer.
     beat: Arc<Mutex<Slot>>,
+    transfers: Arc<Transfers>,
     complained: Option<Instant>,
 }
 
@@ -152,9 +160,10 @@ impl Client {
         snapshot: &Snapshot<LeaderId, NodeId, Peer, SnapshotFile>,
         step: Duration,
     ) -> Result<Vote, StreamingError<TypeConfig>> {
+        let _running = self.transfers.begin(snapshot.meta.last_log_id.map_or(0, |id| id.index));
         let dialed = handshake::dial(&self.local, &self.addr, Lane::Bulk, Some(self.target)).await;
         let (mut stream, _) = dialed.inspect_err(|e| self.complain(e)).map_err(|e| unreachable(&e))?;
-        let sent = snapshot::send(&mut stream, vote, &snapshot.meta, &snapshot.snapshot, step).await;
+        let sent = snapshot::send(&mut stream, vote, &snapshot.meta, &snapshot.snapshot, &self.transfers, step).await;
         sent.map_err(|e| StreamingError::Network(NetworkError::new(&e)))
     }
 }

@@ -58,7 +58,7 @@ pub async fn serve(
         tracing::warn!("cannot delete what unfinished snapshot transfers left behind: {e}");
     }
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
-    let server = Server { local, consensus, app };
+    let server = Server { local, consensus, app, snapshots: Arc::default() };
     let mut connections = JoinSet::new();
     loop {
         let stranger = Arc::clone(&strangers).acquire_owned();
@@ -92,6 +92,7 @@ struct Server {
     local: Arc<Local>,
     consensus: Arc<dyn Consensus>,
     app: Arc<dyn App>,
+    snapshots: Arc<snapshot::Receiver>,
 }
 
 impl Server {
@@ -111,7 +112,7 @@ impl Server {
     async fn lane(self, mut stream: TcpStream, remote: Remote) -> Result<()> {
         match remote.lane {
             Lane::Raft | Lane::Beat | Lane::Call => self.requests(stream, remote).await,
-            Lane::Bulk => snapshot::receive(&mut stream, self.local.dir(), &*self.consensus).await,
+            Lane::Bulk => self.snapshots.receive(&mut stream, self.local.dir(), &*self.consensus).await,
             Lane::Bus => self.bus(stream, remote.node).await,
             Lane::Tunnel => {
                 self.app.tunnel(stream);

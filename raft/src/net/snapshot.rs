@@ -1,17 +1,23 @@
 //! Snapshots are files, and one connection of the `bulk` lane carries one of them.
 //!
 //! ```text
-//! sender: Offer{vote, meta, length}, Chunk…, End{crc32 of all}      receiver: Installed{vote} or Failed
+//! sender     Offer{vote, meta, length}  ──▶
+//!                                       ◀──   Have{bytes, crc32 of them}    receiver
+//!            From{offset}, Chunk…, End{crc32 of all}  ──▶
+//!                                       ◀──   Installing…, Installed{vote} or Failed
 //! ```
 //!
-//! Neither side holds more than a chunk in memory. The receiver writes to a file of its own and hands it on only when it is
-//! whole, checked and synced; TCP itself holds a fast sender back. A transfer that is cancelled or breaks is a closed
-//! connection, and the receiver deletes what it had.
+//! A transfer that is cancelled or breaks is a closed connection. What had arrived stays, until another snapshot is offered or
+//! the node starts anew: when the same one is offered again, and the sender's file begins with the same bytes, it goes on there.
+//!
+//! Neither side holds more than a chunk in memory. The sender keeps to the bandwidth of [`super::Transfers`], and TCP itself
+//! holds it back where the receiver is slower. The receiver takes one snapshot at a time, the one of the newer leader, and
+//! hands it on only when it is whole, checked and synced.
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -19,9 +25,14 @@ use std::{
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    sync::{Mutex, watch},
+    time::timeout,
+};
 
-use super::{consensus::Consensus, frame};
+use super::{Transfers, consensus::Consensus, frame};
 use crate::{
     error::{Error, Result},
     raft::{SnapshotMeta, Vote},
@@ -34,6 +45,10 @@ const CHUNK_BYTES: usize = 1 << 20;
 const FRAME_MAX: usize = CHUNK_BYTES + 4096;
 /// A receiver gives a sender up that says nothing for so long.
 const IDLE_MAX: Duration = Duration::from_secs(10);
+/// A receiver that installs says so this often.
+const INSTALLING_EVERY: Duration = Duration::from_secs(2);
+/// How the names of files begin that have not arrived as a whole.
+const PARTIAL: &str = "incoming-partial-";
 
 /// A snapshot as openraft passes it around: where it lies. Whoever is handed a received one owns the file, and renames or
 /// deletes it: what still has its name of arrival at the next start is deleted.
@@ -45,127 +60,248 @@ pub struct SnapshotFile {
 /// Sent: only ever add variants at the end.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Part {
-    Offer { vote: WireVote, meta: WireSnapshotMeta, len: u64 },
+    Offer {
+        vote: WireVote,
+        meta: WireSnapshotMeta,
+        len: u64,
+    },
     Chunk(Bytes),
-    End { crc: u32 },
-    Installed { vote: WireVote },
+    End {
+        crc: u32,
+    },
+    Installed {
+        vote: WireVote,
+    },
     Failed(String),
+    /// What is there of the offered file, and its checksum.
+    Have {
+        bytes: u64,
+        crc: u32,
+    },
+    /// Chunks come from here on.
+    From {
+        offset: u64,
+    },
+    /// It has all arrived, and installing it takes its time.
+    Installing,
 }
 
-/// Streams the file and waits until it is installed; the other side's vote. `step` bounds each chunk, and the installing.
+/// Streams the file and waits until it is installed; the other side's vote. `step` bounds each chunk and each silence.
 pub(crate) async fn send(
     stream: &mut TcpStream,
     vote: &Vote,
     meta: &SnapshotMeta,
     file: &SnapshotFile,
+    transfers: &Transfers,
     step: Duration,
 ) -> Result<Vote> {
     let mut from = File::open(&file.path).map_err(|e| failed("open", &file.path, &e))?;
     let len = from.metadata().map_err(|e| failed("read", &file.path, &e))?.len();
     write(stream, &Part::Offer { vote: vote.into(), meta: meta.into(), len }, step).await?;
-    let mut crc = crc32fast::Hasher::new();
-    let mut left = len;
-    while left > 0 {
-        let want = left.min(CHUNK_BYTES as u64) as usize;
+    let (mut offset, mut crc) = match read(stream, step).await? {
+        Part::Have { bytes, crc } => {
+            agreed(&mut from, len, bytes, crc).await.map_err(|e| failed("read", &file.path, &e))?
+        }
+        Part::Failed(why) => return Err(Error::unavailable(why)),
+        _ => return Err(unexpected()),
+    };
+    write(stream, &Part::From { offset }, step).await?;
+    while offset < len {
+        let want = (len - offset).min(CHUNK_BYTES as u64) as usize;
         let chunk;
         (from, chunk) = blocking(move || {
             let mut chunk = vec![0; want];
-            from.read_exact(&mut chunk).map(|()| (from, chunk))
+            from.read_exact_at(&mut chunk, offset).map(|()| (from, chunk))
         })
         .await
         .map_err(|e| failed("read", &file.path, &e))?;
         crc.update(&chunk);
-        left -= chunk.len() as u64;
+        offset += chunk.len() as u64;
+        transfers.pace(chunk.len() as u64).await;
         write(stream, &Part::Chunk(chunk.into()), step).await?;
     }
     write(stream, &Part::End { crc: crc.finalize() }, step).await?;
-    match read(stream, step).await? {
-        Part::Installed { vote } => Ok(vote.into()),
-        Part::Failed(why) => Err(Error::unavailable(format!("the snapshot was not installed: {why}"))),
-        _ => Err(unexpected()),
-    }
-}
-
-/// The receiver's half: one transfer into `dir`, installed through `consensus`, answered.
-pub(crate) async fn receive(stream: &mut TcpStream, dir: &Path, consensus: &dyn Consensus) -> Result<()> {
-    let Part::Offer { vote, meta, len } = read(stream, IDLE_MAX).await? else { return Err(unexpected()) };
-    let meta = meta.try_into()?;
-    let incoming = Incoming::create(dir)?;
-    let answer = match receive_file(stream, &incoming.path, len).await {
-        Ok(()) => {
-            let file = incoming.keep();
-            consensus.install(vote.into(), meta, file).await
-        }
-        Err(e @ Error::Refused(_)) => Err(e),
-        Err(gone) => return Err(gone),
-    };
-    let (part, result) = match answer {
-        Ok(vote) => (Part::Installed { vote: (&vote).into() }, Ok(())),
-        Err(e) => (Part::Failed(e.to_string()), Err(e)),
-    };
-    write(stream, &part, IDLE_MAX).await?;
-    result
-}
-
-async fn receive_file(stream: &mut TcpStream, path: &Path, len: u64) -> Result<()> {
-    let io = |e: io::Error| Error::fatal(format!("cannot write {}: {e}", path.display()));
-    let mut to = fs::OpenOptions::new().write(true).open(path).map_err(io)?;
-    let mut crc = crc32fast::Hasher::new();
-    let mut got = 0;
     loop {
-        match read(stream, IDLE_MAX).await? {
-            Part::Chunk(chunk) => {
-                got += chunk.len() as u64;
-                if got > len {
-                    return Err(Error::refused(format!("a snapshot longer than its {len} bytes")));
-                }
-                crc.update(&chunk);
-                to = blocking(move || to.write_all(&chunk).map(|()| to)).await.map_err(io)?;
-            }
-            Part::End { crc: right } if got == len && crc.clone().finalize() == right => {
-                return blocking(move || to.sync_all()).await.map_err(io);
-            }
-            Part::End { .. } => return Err(Error::refused("the snapshot is damaged: length or checksum differ")),
+        match read(stream, step).await? {
+            Part::Installing => {}
+            Part::Installed { vote } => return Ok(vote.into()),
+            Part::Failed(why) => return Err(Error::unavailable(format!("the snapshot was not installed: {why}"))),
             _ => return Err(unexpected()),
         }
     }
 }
 
-/// A file being received; deleted unless it is kept.
+/// From where the other side, which has so many bytes that add up to `crc`, goes on: from there if the file begins with them,
+/// from its start if it does not. With the checksum so far.
+async fn agreed(file: &mut File, len: u64, bytes: u64, crc: u32) -> io::Result<(u64, crc32fast::Hasher)> {
+    if bytes == 0 || bytes > len {
+        return Ok((0, crc32fast::Hasher::new()));
+    }
+    let file = file.try_clone()?;
+    let ours = blocking(move || checksum(&file, bytes)).await?;
+    Ok(if ours.clone().finalize() == crc { (bytes, ours) } else { (0, crc32fast::Hasher::new()) })
+}
+
+/// Of the first bytes of a file.
+fn checksum(file: &File, bytes: u64) -> io::Result<crc32fast::Hasher> {
+    let mut crc = crc32fast::Hasher::new();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut offset = 0;
+    while offset < bytes {
+        let part = (bytes - offset).min(CHUNK_BYTES as u64) as usize;
+        file.read_exact_at(&mut chunk[..part], offset)?;
+        crc.update(&chunk[..part]);
+        offset += part as u64;
+    }
+    Ok(crc)
+}
+
+/// Takes snapshots in, one at a time.
+#[derive(Default)]
+pub(crate) struct Receiver {
+    /// Whose turn it is.
+    turn: Mutex<()>,
+    /// The term of the newest offer, and its number: an older transfer gives way.
+    newest: watch::Sender<(u64, u64)>,
+}
+
+impl Receiver {
+    /// One transfer into `dir`, installed through `consensus`, answered.
+    pub async fn receive(&self, stream: &mut TcpStream, dir: &Path, consensus: &dyn Consensus) -> Result<()> {
+        let Part::Offer { vote, meta, len } = read(stream, IDLE_MAX).await? else { return Err(unexpected()) };
+        let mut mine = None;
+        self.newest.send_if_modified(|(term, number)| {
+            if vote.term >= *term {
+                (*term, *number) = (vote.term, *number + 1);
+                mine = Some(*number);
+            }
+            mine.is_some()
+        });
+        let outcome = match mine {
+            None => Err(Error::refused("a newer leader sends a snapshot")),
+            Some(mine) => self.take(stream, dir, consensus, mine, (vote, meta, len)).await,
+        };
+        let (part, result) = match outcome {
+            Ok(vote) => (Part::Installed { vote: (&vote).into() }, Ok(())),
+            // Nobody is there to be told.
+            Err(gone @ Error::Unavailable(_)) => return Err(gone),
+            Err(e) => (Part::Failed(e.to_string()), Err(e)),
+        };
+        write(stream, &part, IDLE_MAX).await?;
+        result
+    }
+
+    async fn take(
+        &self,
+        stream: &mut TcpStream,
+        dir: &Path,
+        consensus: &dyn Consensus,
+        mine: u64,
+        (vote, meta, len): (WireVote, WireSnapshotMeta, u64),
+    ) -> Result<Vote> {
+        let mut newest = self.newest.subscribe();
+        let _turn = self.turn.lock().await;
+        let incoming = Incoming::open(dir, &meta, len)?;
+        let meta = meta.try_into()?;
+        tokio::select! {
+            received = receive_file(stream, &incoming, len) => received?,
+            _ = newest.wait_for(|(_, number)| *number != mine) => return Err(Error::unavailable("a newer transfer has begun")),
+        }
+        let install = consensus.install(vote.into(), meta, incoming.whole()?);
+        let mut install = std::pin::pin!(install);
+        loop {
+            match timeout(INSTALLING_EVERY, &mut install).await {
+                Ok(installed) => return installed,
+                // Whether or not the sender still listens: what was begun is brought to its end.
+                Err(_) => _ = write(stream, &Part::Installing, IDLE_MAX).await,
+            }
+        }
+    }
+}
+
+async fn receive_file(stream: &mut TcpStream, incoming: &Incoming, len: u64) -> Result<()> {
+    let io = |e: io::Error| Error::fatal(format!("cannot write {}: {e}", incoming.path.display()));
+    let mut to = incoming.file.try_clone().map_err(io)?;
+    let have = to.metadata().map_err(io)?.len();
+    let mut crc;
+    (to, crc) = blocking(move || checksum(&to, have).map(|crc| (to, crc))).await.map_err(io)?;
+    write(stream, &Part::Have { bytes: have, crc: crc.clone().finalize() }, IDLE_MAX).await?;
+    let mut got = match read(stream, IDLE_MAX).await? {
+        Part::From { offset } if offset == have => have,
+        Part::From { offset: 0 } => {
+            crc = crc32fast::Hasher::new();
+            0
+        }
+        _ => return Err(unexpected()),
+    };
+    to.set_len(got).map_err(io)?;
+    loop {
+        match read(stream, IDLE_MAX).await? {
+            Part::Chunk(chunk) => {
+                let at = got;
+                got += chunk.len() as u64;
+                if got > len {
+                    return Err(incoming.worthless(format!("a snapshot longer than its {len} bytes")));
+                }
+                crc.update(&chunk);
+                to = blocking(move || to.write_all_at(&chunk, at).map(|()| to)).await.map_err(io)?;
+            }
+            Part::End { crc: right } if got == len && crc.clone().finalize() == right => {
+                return blocking(move || to.sync_all()).await.map_err(io);
+            }
+            Part::End { .. } => return Err(incoming.worthless("the snapshot is damaged: length or checksum differ")),
+            _ => return Err(unexpected()),
+        }
+    }
+}
+
+/// A file being received. It stays when the transfer breaks, and there is only one.
 struct Incoming {
     path: PathBuf,
-    kept: bool,
+    file: File,
 }
 
 impl Incoming {
-    fn create(dir: &Path) -> Result<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let path = dir.join(format!("incoming-{}.tmp", COUNT.fetch_add(1, Ordering::Relaxed)));
-        let created = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path);
-        created.map_err(|e| Error::fatal(format!("cannot create {}: {e}", path.display())))?;
-        Ok(Self { path, kept: false })
-    }
-
-    fn keep(mut self) -> SnapshotFile {
-        self.kept = true;
-        SnapshotFile { path: self.path.clone() }
-    }
-}
-
-impl Drop for Incoming {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = fs::remove_file(&self.path); // What stays behind is deleted at the next start.
+    /// The file of this snapshot, with what an earlier transfer left in it. Those of others go.
+    fn open(dir: &Path, meta: &WireSnapshotMeta, len: u64) -> Result<Self> {
+        let (index, term) = meta.last.map_or((0, 0), |id| (id.index, id.term));
+        let name = format!("{PARTIAL}{index}-{term}-{len}.tmp");
+        let path = dir.join(&name);
+        let io = |e: io::Error| Error::fatal(format!("cannot create {}: {e}", path.display()));
+        remove_files(dir, |other| other.starts_with(PARTIAL) && other != name).map_err(io)?;
+        let mut options = fs::OpenOptions::new();
+        let file = options.create(true).truncate(false).read(true).write(true).mode(0o600).open(&path).map_err(io)?;
+        if file.metadata().map_err(io)?.len() > len {
+            file.set_len(0).map_err(io)?;
         }
+        Ok(Self { path, file })
+    }
+
+    /// Hands it on, under a name of its own.
+    fn whole(self) -> Result<SnapshotFile> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let path = self.path.with_file_name(format!("incoming-{}.tmp", COUNT.fetch_add(1, Ordering::Relaxed)));
+        fs::rename(&self.path, &path)
+            .map_err(|e| Error::fatal(format!("cannot rename {}: {e}", self.path.display())))?;
+        Ok(SnapshotFile { path })
+    }
+
+    /// Nothing of it may be gone on from.
+    fn worthless(&self, why: impl std::fmt::Display) -> Error {
+        _ = fs::remove_file(&self.path);
+        Error::refused(why)
     }
 }
 
 /// Deletes what transfers left behind when the process was killed.
 pub(crate) fn clean(dir: &Path) -> io::Result<()> {
+    remove_files(dir, |name| name.starts_with("incoming-") && name.ends_with(".tmp"))
+}
+
+fn remove_files(dir: &Path, which: impl Fn(&str) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with("incoming-") && name.ends_with(".tmp")) {
+        if entry.file_name().to_str().is_some_and(&which) {
             fs::remove_file(entry.path())?;
         }
     }
@@ -208,16 +344,50 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut sender = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut receiver, _) = listener.accept().await.unwrap();
+        write(&mut sender, &Part::From { offset: 0 }, IDLE_MAX).await.unwrap();
         for part in &parts {
             write(&mut sender, part, IDLE_MAX).await.unwrap();
         }
-        drop(sender);
-        let incoming = Incoming::create(temp.path()).unwrap();
-        let got = receive_file(&mut receiver, &incoming.path, len).await;
-        let bytes = fs::read(&incoming.path).unwrap();
-        drop(incoming);
-        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
-        got.map(|()| bytes)
+        sender.shutdown().await.unwrap();
+        let incoming = Incoming::open(temp.path(), &meta(9), len).unwrap();
+        let got = receive_file(&mut receiver, &incoming, len).await;
+        let stays = matches!(got, Ok(()) | Err(Error::Unavailable(_)));
+        let bytes = fs::read(&incoming.path);
+        assert!(bytes.is_ok() || !stays);
+        got.map(|()| bytes.unwrap())
+    }
+
+    fn meta(index: u64) -> WireSnapshotMeta {
+        WireSnapshotMeta {
+            last: Some(crate::wire::WireLogId { term: 1, node: 1, index }),
+            ..(&SnapshotMeta::default()).into()
+        }
+    }
+
+    #[test]
+    fn what_arrived_of_a_snapshot_stays_and_what_is_of_another_goes() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("incoming-3.tmp"), b"somebody has it").unwrap();
+        let open = |index, len| Incoming::open(temp.path(), &meta(index), len).unwrap();
+        open(7, 10).file.write_all_at(b"state", 0).unwrap();
+        assert_eq!(open(7, 10).file.metadata().unwrap().len(), 5);
+        assert_eq!(open(8, 10).file.metadata().unwrap().len(), 0);
+        assert_eq!(open(7, 10).file.metadata().unwrap().len(), 0);
+        open(7, 10).file.write_all_at(b"state", 0).unwrap();
+        open(7, 10).worthless("");
+        assert_eq!(open(7, 10).file.metadata().unwrap().len(), 0);
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 2);
+    }
+
+    #[tokio::test]
+    async fn only_what_the_file_begins_with_is_gone_on_from() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"statestate", 0).unwrap();
+        let mut from = async |bytes, crc| agreed(&mut file, 10, bytes, crc).await.unwrap().0;
+        assert_eq!(from(5, crc32fast::hash(b"state")).await, 5);
+        assert_eq!(from(5, crc32fast::hash(b"other")).await, 0);
+        assert_eq!(from(11, crc32fast::hash(b"statestate!")).await, 0);
+        assert_eq!(from(10, crc32fast::hash(b"statestate")).await, 10);
     }
 
     #[tokio::test]

@@ -1,0 +1,123 @@
+//! Snapshots on their way to other nodes: how fast they may go together, and up to where the log waits for them.
+//!
+//! A node that installs a snapshot goes on from its end with the log. So while one is on its way, and a moment longer (a broken
+//! link is tried again, and openraft learns of its arrival a little after us), [`Transfers::oldest`] says what must not be purged.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until};
+
+/// Bytes a second that all snapshots of a node may take together: a link of one gigabit, and a disk, have room beside it.
+pub const BYTES_PER_SECOND: u64 = 50 << 20;
+/// How long a transfer counts after its end.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// All transfers that this node sends.
+#[derive(Default)]
+pub struct Transfers(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    all: Vec<Transfer>,
+    count: u64,
+    /// Until when what was sent takes the bandwidth.
+    busy: Option<Instant>,
+}
+
+struct Transfer {
+    number: u64,
+    /// The last index that the snapshot covers.
+    index: u64,
+    began: Instant,
+    ended: Option<Instant>,
+}
+
+/// One that is going on; dropped at its end, whatever that is.
+pub struct Running {
+    transfers: Arc<Transfers>,
+    number: u64,
+}
+
+impl Transfers {
+    pub fn begin(self: &Arc<Self>, index: u64) -> Running {
+        let mut inner = self.lock();
+        inner.count += 1;
+        let number = inner.count;
+        inner.all.push(Transfer { number, index, began: Instant::now(), ended: None });
+        Running { transfers: Arc::clone(self), number }
+    }
+
+    /// The lowest index of the snapshots that are on their way, or were a moment ago; not of those that take longer than
+    /// `patience`.
+    pub fn oldest(&self, patience: Duration) -> Option<u64> {
+        self.lock().oldest(patience, Instant::now())
+    }
+
+    /// Waits until so many bytes more may be sent.
+    pub async fn pace(&self, bytes: u64) {
+        let at = self.lock().slot(bytes, Instant::now());
+        sleep_until(at).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn oldest(&mut self, patience: Duration, now: Instant) -> Option<u64> {
+        self.all.retain(|transfer| transfer.ended.is_none_or(|at| now.duration_since(at) < LINGER));
+        let counts = |transfer: &&Transfer| now.duration_since(transfer.began) < patience;
+        self.all.iter().filter(counts).map(|transfer| transfer.index).min()
+    }
+
+    /// When so many bytes may go; they take the time after it.
+    fn slot(&mut self, bytes: u64, now: Instant) -> Instant {
+        let at = self.busy.map_or(now, |busy| busy.max(now));
+        self.busy = Some(at + Duration::from_secs_f64(bytes as f64 / BYTES_PER_SECOND as f64));
+        at
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut inner = self.transfers.lock();
+        if let Some(transfer) = inner.all.iter_mut().find(|transfer| transfer.number == self.number) {
+            transfer.ended = Some(Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn what_was_sent_a_moment_ago_still_counts() {
+        let transfers = Arc::new(Transfers::default());
+        let (old, _new) = (transfers.begin(7), transfers.begin(9));
+        assert_eq!(transfers.oldest(HOUR), Some(7));
+        drop(old);
+        let now = Instant::now();
+        let at = |patience, now| transfers.lock().oldest(patience, now);
+        assert_eq!(at(HOUR, now + LINGER / 2), Some(7));
+        assert_eq!(at(HOUR, now + LINGER * 3 / 2), Some(9));
+        assert_eq!(at(LINGER, now + LINGER * 3 / 2), None, "it takes too long");
+    }
+
+    #[test]
+    fn all_together_keep_to_the_bandwidth() {
+        let mut inner = Inner::default();
+        let began = Instant::now();
+        let last = (0..200).map(|_| inner.slot(1 << 20, began)).last().unwrap();
+        let seconds = (last - began).as_secs_f64();
+        assert!((3.9..4.0).contains(&seconds), "200 MiB took {seconds} s");
+        let later = last + HOUR;
+        assert_eq!(inner.slot(1, later), later, "what was not used is not saved up");
+    }
+}
