@@ -131,6 +131,7 @@ pub async fn run(
     stop.cancel();
     tasks.close();
     tasks.wait().await;
+    node.chat.transports.ended().await;
     node.relay.close().await;
     node.drain.ended().await;
     let closed = node.store.close().await;

@@ -600,6 +600,39 @@ async fn an_upgrade_ends_the_poll_and_goes_on_as_a_websocket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_that_comes_to_nothing_costs_the_session_nothing() {
+    let node = Node::plain().await;
+    node.io.ns("/", async |socket: SocketRef| {
+        socket.on("say", async |socket: SocketRef| socket.emit("said", &1).unwrap());
+        socket.emit("ready", &1).ok();
+    });
+    let path = node.polling().await;
+    node.post(&path, "40").await;
+    polled(&node, &path, "42").await;
+    let upgrade = path.replace("/socket.io/?EIO=4&transport=polling", "");
+    let mut frames: Vec<&[&str]> = vec![&[], &["2"], &["2probe"], &["2probe", "3"], &["2probe", "50"]];
+    frames.extend([&["5"][..], &["2probe", "2probe"]]);
+    for frames in frames {
+        // There may be another one as soon as the last one is over.
+        let offered = async {
+            loop {
+                if let Ok(ws) = node.upgrade(&upgrade).await {
+                    return ws;
+                }
+            }
+        };
+        let mut ws = timeout(SOON, offered).await.expect("in time");
+        for frame in frames {
+            send(&mut ws, frame).await;
+        }
+        // Until the client has chosen, its session polls on, whatever the WebSocket does.
+        node.post(&path, r#"42["say"]"#).await;
+        assert_eq!(polled(&node, &path, "42").await, r#"42["said",1]"#, "{frames:?}");
+    }
+    assert!(!node.transports.all()[0].is_websocket());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_packets_that_wait_are_all_there_after_an_upgrade() {
     let node = Node::plain().await;
     node.io.ns("/", async |socket: SocketRef| {

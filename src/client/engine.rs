@@ -26,12 +26,15 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{CONTENT_TYPE, SEC_WEBSOCKET_KEY, UPGRADE},
+    header::{CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
     request::Parts,
 };
 use http_body_util::{BodyExt, Full};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
 use socketioxide::socket::Sid;
 use tower::Service;
+use tungstenite::handshake::derive_accept_key;
 
 use super::{
     connection::Connection,
@@ -42,7 +45,11 @@ use super::{
     socketio::PATH,
     tag,
     transport::{Hangup, NotNow, Opened, Transport, Transports},
+    upgrade::{self, Chosen},
 };
+
+/// A WebSocket that began elsewhere, with the request that it belongs to.
+type WebSocket = (Chosen<TokioIo<Upgraded>>, Request<()>);
 
 /// A request that is not carried out.
 pub(super) struct Refusal(&'static str);
@@ -142,7 +149,10 @@ pub struct Engine<S> {
 impl<S, B> Engine<S>
 where
     S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
+    <S as Service<Request<Full<Bytes>>>>::Future: Send + 'static,
+    S: Service<WebSocket, Response = ()>,
+    <S as Service<WebSocket>>::Future: Send,
+    <S as Service<WebSocket>>::Error: Send,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<axum::BoxError>,
 {
@@ -193,7 +203,7 @@ where
         match what {
             What::Poll => self.poll(transport, request, &connection).await,
             What::Post => self.post(transport, request, says_close).await,
-            What::Upgrade => self.upgrade(transport, request, &connection, relayed).await,
+            What::Upgrade => self.offer(transport, request, sid, connection, relayed),
             What::Release => self.relay.release(transport).await,
         }
     }
@@ -202,7 +212,12 @@ where
         let transport = self.transports.open(connection.peer(), self.hangup.clone());
         transport.outgoing().arm_open(self.max_payload);
         parts.extensions.insert(Opened::new(transport.clone()));
-        self.upgrade(transport, Request::from_parts(parts, Full::default()), connection, None).await
+        transport.upgraded(connection, None);
+        let Ok(response) = self.inner.call(Request::from_parts(parts, Full::default())).await;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            transport.cut();
+        }
+        response.map(Body::new)
     }
 
     async fn open_polling(&mut self, mut parts: Parts, connection: &Connection) -> Response<Body> {
@@ -256,25 +271,51 @@ where
         }
     }
 
-    async fn upgrade(
-        &mut self,
+    /// Offers a client that polls a WebSocket, and hands it to socketioxide when the client has chosen it.
+    fn offer(
+        &self,
         transport: Transport,
-        request: Request<Full<Bytes>>,
-        connection: &Connection,
+        mut request: Request<Full<Bytes>>,
+        sid: Sid,
+        connection: Connection,
         relayed: Option<Relayed>,
     ) -> Response<Body> {
         if transport.hears_nothing() {
             return UNKNOWN_SID.response();
         }
-        // Before socketioxide hears of it: of two upgrades at once it would end the session.
-        if !transport.upgraded(connection, relayed) {
+        let accept = request.headers().get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
+        let accept = accept.and_then(|accept| HeaderValue::try_from(accept).ok());
+        let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+        let (Some(accept), Some(upgrade), Some(offer)) = (accept, upgrade, transport.offer()) else {
             return BAD_REQUEST.response();
-        }
-        let Ok(response) = self.inner.call(request).await;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            transport.cut();
-        }
-        response.map(Body::new)
+        };
+        let mut inner = self.inner.clone();
+        self.transports.spawn(async move {
+            let work = async {
+                let probed = upgrade::probe(TokioIo::new(upgrade.await.ok()?), &transport).await.ok()?;
+                // Before socketioxide writes to it.
+                transport.upgraded(&connection, relayed).then_some(probed)
+            };
+            let chosen = tokio::select! {
+                biased;
+                () = transport.closed() => None,
+                () = transport.is_closing() => None,
+                chosen = work => chosen,
+            };
+            drop(offer);
+            if let Some(chosen) = chosen {
+                let mut request = Request::new(());
+                *request.uri_mut() = address(What::Upgrade, sid);
+                // It goes on by itself, and what becomes of it is learnt from the stream.
+                _ = inner.call((chosen, request)).await;
+            }
+        });
+        let mut response = empty(StatusCode::SWITCHING_PROTOCOLS);
+        let headers = response.headers_mut();
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+        response
     }
 }
 
@@ -307,7 +348,10 @@ fn empty(status: StatusCode) -> Response<Body> {
 impl<S, R, B> Service<Request<R>> for Engine<S>
 where
     S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
+    <S as Service<Request<Full<Bytes>>>>::Future: Send + 'static,
+    S: Service<WebSocket, Response = ()>,
+    <S as Service<WebSocket>>::Future: Send,
+    <S as Service<WebSocket>>::Error: Send,
     R: http_body::Body<Data = Bytes> + Send + 'static,
     R::Error: Into<axum::BoxError>,
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -318,7 +362,7 @@ where
     type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
+        Service::<Request<Full<Bytes>>>::poll_ready(&mut self.inner, cx)
     }
 
     fn call(&mut self, request: Request<R>) -> Self::Future {

@@ -36,6 +36,19 @@ pub fn text(payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// The bytes of a small text frame as a client writes it.
+pub const fn masked_bytes(payload: usize) -> usize {
+    2 + 4 + payload
+}
+
+/// The payload of a text frame that a client wrote, if that is what `frame` is, whole and small.
+pub fn unmask(frame: &[u8]) -> Option<Vec<u8>> {
+    let (header, rest) = frame.split_at_checked(2)?;
+    let (mask, payload) = rest.split_at_checked(4)?;
+    let right = header[0] == TEXT && payload.len() < 126 && usize::from(header[1]) == 0x80 | payload.len();
+    right.then(|| payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect())
+}
+
 /// `written` with every text frame in it replaced for whose payload there is a `replacement`; `None` if there is none.
 ///
 /// `written` begins at the start of a frame. It is walked frame by frame, so that the same bytes inside of somebody's
@@ -111,6 +124,21 @@ mod tests {
             assert_eq!(replaced(&text(b"40{a}")[..cut], &armed(&[(b"40{a}", b"40{b}")])), None);
         }
         assert_eq!(replaced(&[0x81, 127, 255, 255, 255, 255, 255, 255, 255, 255], &armed(&[])), None);
+    }
+
+    #[test]
+    fn a_clients_frame_is_unmasked() {
+        let frame = [0x81, 0x82, 1, 2, 3, 4, b'h' ^ 1, b'i' ^ 2];
+        assert_eq!(unmask(&frame).as_deref(), Some(&b"hi"[..]));
+        assert_eq!(frame.len(), masked_bytes(2));
+        for (at, wrong) in [(0, 0x82), (0, 0x01), (0, 0x88), (1, 0x02), (1, 0x83)] {
+            let mut other = frame;
+            other[at] = wrong;
+            assert_eq!(unmask(&other), None);
+        }
+        for cut in 0..frame.len() {
+            assert_eq!(unmask(&frame[..cut]), None);
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | `engine` | the request layer before socketioxide: whose request is it, who answers |
 //! | `transport` | one record per Engine.IO session: what everybody above holds of a client |
 //! | `poll` | long-polling: how a poll waits and ends |
+//! | `upgrade` | from long-polling to a WebSocket |
 //! | `relay` | requests for another node's sessions, passed on to it |
 //! | `stream` | the bytes of one connection, as hyper and tungstenite read and write them |
 //! | `connection` | a cheap handle on the same connection: facts about it, and the two things one can do to it |
@@ -31,6 +32,7 @@ pub mod socketio;
 pub mod stream;
 pub mod tag;
 pub mod transport;
+mod upgrade;
 
 pub use connection::Connection;
 pub use emit::{Ack, Encoded, Lost, Outlet};

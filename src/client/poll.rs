@@ -18,7 +18,7 @@ use http::{
 };
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::{
     connection::Connection,
@@ -28,10 +28,6 @@ use super::{
 
 /// From the header of a post to its last byte. Past it the post is answered 408.
 const POST_TIMEOUT: Duration = Duration::from_secs(10);
-/// During an upgrade socketioxide answers each poll at once with a noop, until the WebSocket has spoken. A client that
-/// polls on meanwhile gets so many of them; then each takes a little longer, or a WebSocket that hangs would make it spin.
-const QUICK_NOOPS: u64 = 3;
-const NOOP_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers a poll with what `inner` gives, unless something ends the wait before.
 pub(super) async fn poll<B>(
@@ -58,9 +54,6 @@ where
             // socketioxide lets a poll go with nothing when the session ends; a packet says it in so many words.
             if body.is_empty() {
                 return closed(turn);
-            }
-            if transport.noop(body == rewrite::NOOP) > QUICK_NOOPS {
-                sleep(NOOP_PAUSE).await;
             }
             packets(turn, body)
         }

@@ -14,13 +14,13 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
 
 use socketioxide::socket::Sid;
 use tokio::{sync::Notify, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     connection::{CLOSE_TIMEOUT, Connection},
@@ -33,7 +33,11 @@ pub(super) type Hangup = Arc<dyn Fn(Sid) + Send + Sync>;
 
 /// The Engine.IO sessions of this node. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Transports(Arc<Mutex<Tables>>);
+pub struct Transports {
+    tables: Arc<Mutex<Tables>>,
+    /// Upgrades that are under way.
+    upgrades: TaskTracker,
+}
 
 #[derive(Default)]
 struct Tables {
@@ -52,13 +56,12 @@ impl Transports {
             id: tables.last,
             outgoing: Arc::default(),
             hangup,
-            state: Mutex::new(State { peer, sid: None, websocket: None, polled: false, ended: false }),
+            state: Mutex::new(State { peer, sid: None, websocket: None, polled: false, offered: false, ended: false }),
             relayed: AtomicBool::new(false),
             released: Notify::new(),
-            noops: AtomicU64::new(0),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
-            registry: Arc::downgrade(&self.0),
+            registry: Arc::downgrade(&self.tables),
         }));
         tables.all.insert(transport.0.id, transport.clone());
         transport
@@ -88,8 +91,19 @@ impl Transports {
         self.lock().all.values().filter(|transport| transport.is_relayed()).count()
     }
 
+    /// Works on an upgrade, which ends with its connection.
+    pub(super) fn spawn(&self, upgrade: impl Future<Output = ()> + Send + 'static) {
+        self.upgrades.spawn(upgrade);
+    }
+
+    /// Waits, once the port is closed, until no upgrade is under way any more.
+    pub async fn ended(&self) {
+        self.upgrades.close();
+        self.upgrades.wait().await;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Tables> {
-        lock_tables(&self.0)
+        lock_tables(&self.tables)
     }
 }
 
@@ -108,10 +122,8 @@ struct Record {
     state: Mutex<State>,
     /// Its WebSocket comes through another node.
     relayed: AtomicBool,
-    /// A poll that waits ends with a noop, because the node that it came through is leaving.
+    /// A poll that waits ends with a noop: the client is about to upgrade, or the node that it came through is leaving.
     released: Notify,
-    /// Noops in a row that polls were answered with during an upgrade.
-    noops: AtomicU64,
     closing: CancellationToken,
     closed: CancellationToken,
     registry: Weak<Mutex<Tables>>,
@@ -124,6 +136,8 @@ struct State {
     websocket: Option<Connection>,
     /// A poll is being answered.
     polled: bool,
+    /// A WebSocket is offered that the client has not chosen yet.
+    offered: bool,
     ended: bool,
 }
 
@@ -166,7 +180,7 @@ impl Transport {
         if let Some(websocket) = websocket {
             websocket.cut();
         }
-        // Also for one that is in the middle of an upgrade, where both are there.
+        // Also for one that has just upgraded: socketioxide may not know yet.
         if let Some(sid) = sid {
             (self.0.hangup)(sid);
         }
@@ -188,7 +202,7 @@ impl Transport {
         }
     }
 
-    /// Lets a poll that waits go, because it came through a node that is leaving: the client polls again, elsewhere.
+    /// Lets a poll that waits go: the client polls again, perhaps elsewhere, or upgrades.
     pub(super) fn release(&self) {
         self.0.released.notify_waiters();
     }
@@ -243,6 +257,14 @@ impl Transport {
         }
     }
 
+    /// Begins an upgrade. `None` if there is one already, or it is too late.
+    pub(super) fn offer(&self) -> Option<Offer> {
+        let mut state = self.lock();
+        let free = !state.ended && state.websocket.is_none() && !state.offered;
+        state.offered |= free;
+        free.then(|| Offer(self.clone()))
+    }
+
     /// It has a WebSocket, with whose end it ends; through another node, if that says for whom. False if there is one
     /// already, or it is too late.
     pub(super) fn upgraded(&self, websocket: &Connection, relayed: Option<Relayed>) -> bool {
@@ -290,14 +312,6 @@ impl Transport {
 
     pub(super) async fn released(&self) {
         self.0.released.notified().await;
-    }
-
-    /// Counts noops in a row.
-    pub(super) fn noop(&self, is_one: bool) -> u64 {
-        match is_one {
-            true => self.0.noops.fetch_add(1, Relaxed) + 1,
-            false => self.0.noops.swap(0, Relaxed),
-        }
     }
 
     /// It has ended by itself: there is nothing to cut.
@@ -369,6 +383,15 @@ impl Drop for Turn {
         if !self.done {
             self.transport.cut();
         }
+    }
+}
+
+/// A WebSocket that a client may choose. Gone, and there may be another.
+pub(super) struct Offer(Transport);
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        self.0.lock().offered = false;
     }
 }
 
