@@ -141,6 +141,8 @@ async fn a_gentle_close_of_a_polling_transport_comes_after_what_was_queued() {
         let transport = socketio::transport(&socket).unwrap();
         let outlet = Outlet::new(socket, transport.clone());
         outlet.event(&Encoded::from_json("moim:drain", r#"{"within":1}"#.to_owned()).unwrap()).unwrap();
+        // Would wait for ever, were less counted as written than was queued.
+        transport.drained(0).await;
         transport.close_gently().await;
     });
     let path = node.polling().await;
