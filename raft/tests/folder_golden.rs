@@ -36,6 +36,7 @@ async fn open(data: &Path) -> Node {
         node_timeout: Duration::from_secs(5),
         session_ttl: Duration::from_secs(120),
         presence_grace: Duration::from_secs(20),
+        replace_after: Duration::from_secs(600),
         heartbeat: Duration::from_millis(50),
         election: Duration::from_millis(250),
         snapshot_every: 10,
