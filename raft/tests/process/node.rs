@@ -142,6 +142,7 @@ async fn open(words: &str, listener: TcpListener) -> moim_raft::Result<Node> {
         node_timeout: Duration::from_secs(2),
         session_ttl: Duration::from_secs(3600),
         presence_grace: Duration::from_secs(60),
+        replace_after: Duration::from_secs(600),
         heartbeat: ms("heartbeat"),
         election: ms("election"),
         snapshot_every: parsed(words, "snapshot"),
