@@ -20,6 +20,9 @@ pub const HEADER_BYTES: usize = 10;
 /// A longer body is refused before anything is allocated for it.
 pub const BODY_BYTES_MAX: usize = 32 << 20;
 
+/// Where a body begins to grow: most are not longer.
+const USUAL_BYTES: usize = 128;
+
 /// What a body is. Numbers are stored: only ever add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -39,7 +42,13 @@ fn config() -> Configuration<BigEndian, Varint, Limit<BODY_BYTES_MAX>> {
 
 /// The bare bincode body, for places that bring their own length and checksum.
 pub fn body<T: Serialize>(value: &T) -> Result<Vec<u8>> {
-    bincode::serde::encode_to_vec(value, config()).map_err(|e| Error::refused(format!("cannot encode: {e}")))
+    body_behind(Vec::with_capacity(USUAL_BYTES), value)
+}
+
+/// The same behind what is there already.
+pub fn body_behind<T: Serialize>(mut start: Vec<u8>, value: &T) -> Result<Vec<u8>> {
+    let done = bincode::serde::encode_into_std_write(value, &mut start, config());
+    done.map(|_| start).map_err(|e| Error::refused(format!("cannot encode: {e}")))
 }
 
 /// The opposite of [`body`]; every byte must be used.
@@ -53,15 +62,16 @@ pub fn from_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 
 /// `value` in its envelope.
 pub fn encode<T: Serialize>(kind: Kind, value: &T) -> Result<Vec<u8>> {
-    let body = body(value)?;
+    let mut start = Vec::with_capacity(HEADER_BYTES + USUAL_BYTES);
+    start.resize(HEADER_BYTES, 0);
+    let mut out = body_behind(start, value)?;
+    let (header, body) = out.split_at_mut(HEADER_BYTES);
     if body.len() > BODY_BYTES_MAX {
         return Err(Error::refused(format!("{kind:?} of {} bytes is over the bound of {BODY_BYTES_MAX}", body.len())));
     }
-    let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
-    out.extend([FORMAT, kind as u8]);
-    out.extend((body.len() as u32).to_be_bytes());
-    out.extend(crc32fast::hash(&body).to_be_bytes());
-    out.extend(body);
+    header[..2].copy_from_slice(&[FORMAT, kind as u8]);
+    header[2..6].copy_from_slice(&(body.len() as u32).to_be_bytes());
+    header[6..].copy_from_slice(&crc32fast::hash(body).to_be_bytes());
     Ok(out)
 }
 
