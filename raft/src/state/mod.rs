@@ -219,14 +219,23 @@ impl State {
     }
 
     fn put<T: Serialize>(&mut self, key: Vec<u8>, value: &T) {
-        let mut bytes = vec![codec::FORMAT];
-        bytes.extend(codec::body(value).expect("state values are plain data"));
-        self.kv.put(key, bytes);
+        self.kv.put(key, encode(value));
+    }
+
+    /// As [`State::put`], under a key that is known not to be there.
+    fn put_new<T: Serialize>(&mut self, key: Vec<u8>, value: &T) {
+        self.kv.put_new(key, encode(value));
     }
 
     fn mark(&mut self, key: Vec<u8>) {
         self.kv.put(key, Vec::new());
     }
+}
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut start = Vec::with_capacity(64);
+    start.push(codec::FORMAT);
+    codec::body_behind(start, value).expect("state values are plain data")
 }
 
 fn decode<T: DeserializeOwned>(value: &[u8]) -> T {

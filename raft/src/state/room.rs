@@ -69,8 +69,8 @@ impl State {
     pub(super) fn join(&mut self, by: &Holder, room: &Room, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
         let session = self.held(by)?;
         let (ns, user) = (&session.ns, &session.user);
-        if !self.is_member(ns, user, room) {
-            let mut rooms = self.rooms_of_user(ns, user);
+        let mut rooms = self.rooms_of_user(ns, user);
+        let count = if let Err(place) = rooms.binary_search(room) {
             if rooms.len() as u64 >= self.limits.rooms_per_user {
                 return Err(Refusal::TooManyRooms);
             }
@@ -83,13 +83,14 @@ impl State {
                 spans.dropped = spans.spans.remove(0).left.unwrap_or_default();
             }
             spans.spans.push(Span { joined: self.position, left: None });
-            self.put(keys::member(ns, room, user), &spans);
-            rooms.insert(rooms.partition_point(|other| other < room), room.clone());
+            self.put_new(keys::member(ns, room, user), &spans);
+            rooms.insert(place, room.clone());
             self.put(keys::joined(ns, user), &rooms);
             effects.push(Effect::Member { ns: ns.clone(), user: user.clone(), room: room.clone(), joined: true });
-            self.append(ns, room, user, What::Joined, |record| record.members += 1, effects);
-        }
-        let count = self.room(ns, room).map_or(0, |record| record.members);
+            self.append(ns, room, user, What::Joined, |record| record.members += 1, effects).members
+        } else {
+            self.room(ns, room).map_or(0, |record| record.members)
+        };
         Ok(Reply::Joined { count })
     }
 
@@ -188,10 +189,11 @@ impl State {
         what: What,
         change: impl FnOnce(&mut RoomRecord),
         effects: &mut Vec<Effect>,
-    ) {
+    ) -> RoomRecord {
         let mut record = self.room(ns, room).unwrap_or_default();
         let entry = RoomEntry { position: self.position, at: self.clock, user: user.clone(), what };
-        self.put(keys::history(ns, room, self.position), &entry);
+        // No two entries have one position.
+        self.put_new(keys::history(ns, room, self.position), &entry);
         change(&mut record);
         if record.entries == 0 {
             record.oldest = entry.at;
@@ -201,6 +203,7 @@ impl State {
         effects.push(Effect::Entry { ns: ns.clone(), room: room.clone(), entry });
         self.trim(ns, room, &mut record);
         self.put(keys::room(ns, room), &record);
+        record
     }
 
     fn trim(&mut self, ns: &Namespace, room: &Room, record: &mut RoomRecord) {
