@@ -10,6 +10,7 @@ use std::{
 use openraft::{
     Raft, ReadPolicy, ServerState, SnapshotPolicy,
     async_runtime::{instant::Instant as _, watch::WatchReceiver as _},
+    metrics::RaftServerMetrics,
     type_config::alias::{InstantOf, WatchReceiverOf},
 };
 use tokio::time::Instant;
@@ -47,7 +48,7 @@ impl Consensus {
     }
 
     pub fn leader(&self) -> Option<(NodeId, Peer)> {
-        let metrics = self.metrics();
+        let metrics = self.raft.server_metrics().borrow_watched().clone();
         let id = metrics.current_leader?;
         let peer = metrics.membership_config.membership().get_node(&id)?.clone();
         Some((id, peer))
@@ -55,7 +56,7 @@ impl Consensus {
 
     /// The leader as this node knows it, as it changes.
     pub fn leaders(&self) -> Leaders {
-        Leaders(self.raft.metrics())
+        Leaders(self.raft.server_metrics())
     }
 
     pub fn peer(&self, id: NodeId) -> Option<Peer> {
@@ -180,8 +181,8 @@ fn to_tokio(at: InstantOf<TypeConfig>) -> Instant {
     Instant::now() - at.elapsed()
 }
 
-/// Raft's metrics, watched for the leader alone.
-pub(crate) struct Leaders(WatchReceiverOf<TypeConfig, Metrics>);
+/// Who leads: that part of Raft's metrics which does not change with every entry.
+pub(crate) struct Leaders(WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>);
 
 impl Leaders {
     /// Waits until the leader is such. Never comes back once Raft has ended.
@@ -214,6 +215,8 @@ pub fn settings(heartbeat: Duration, election: Duration, snapshot_every: u64) ->
         max_in_snapshot_log_to_keep: snapshot_every,
         replication_lag_threshold: snapshot_every * 4,
         max_payload_entries: 512,
+        // A lone proposal goes to the others as soon as the log has taken it.
+        broadcast_submitted_on_append: Some(true),
         install_snapshot_timeout: 20_000,
         ..openraft::Config::default()
     };
