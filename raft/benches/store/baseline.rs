@@ -13,7 +13,7 @@ use std::{
 const BYTES: usize = 200;
 
 /// Microseconds, and how many a second.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Raw {
     pub p50: f64,
     pub p99: f64,

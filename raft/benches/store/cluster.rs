@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{BufRead, BufReader, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -22,6 +22,8 @@ pub struct Cluster {
     dir: TempDir,
     addresses: Vec<String>,
     nodes: Vec<Node>,
+    /// Sessions that were opened so far: the next ones have other numbers.
+    sessions: u64,
 }
 
 struct Node {
@@ -38,7 +40,7 @@ impl Cluster {
     /// not be a disk.
     pub fn start(size: usize) -> Self {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the data");
-        let mut cluster = Self { dir, addresses: Vec::new(), nodes: Vec::new() };
+        let mut cluster = Self { dir, addresses: Vec::new(), nodes: Vec::new(), sessions: 0 };
         for i in 0..size {
             let mut node = cluster.spawn(i, "127.0.0.1:0");
             cluster.addresses.push(node.line());
@@ -91,9 +93,20 @@ impl Cluster {
         line.split_whitespace().map(|word| pair(word).unwrap_or_else(|| panic!("{question}: {line}"))).collect()
     }
 
-    /// CPU seconds that all nodes together have used.
-    pub fn cpu(&self) -> f64 {
-        self.nodes.iter().map(|node| cpu(node.child.id())).sum()
+    /// New sessions on a node; the number of the first.
+    pub fn open(&mut self, node: usize, count: u64) -> u64 {
+        let from = self.sessions;
+        self.sessions += count;
+        let opened = self.ask(node, &format!("open {from} {count}"));
+        assert_eq!(opened["failed"], 0.0, "sessions were not opened");
+        from
+    }
+
+    /// What all nodes together have used.
+    pub fn cpu(&self) -> Cpu {
+        let mut all = Cpu::default();
+        self.nodes.iter().for_each(|node| all.add(node.child.id()));
+        all
     }
 
     pub fn kill(&mut self, i: usize) {
@@ -113,8 +126,13 @@ impl Cluster {
         self.settle();
     }
 
-    /// All nodes apply what the first has applied and compare the state's hash there.
-    pub fn agree(&mut self) -> bool {
+    /// Stops all nodes, which must have come to the same state.
+    pub fn end(mut self) {
+        assert!(self.agree(), "the nodes' states differ");
+    }
+
+    /// Waits until all have applied as much as the one that has most, and compares the state's hash there.
+    fn agree(&mut self) -> bool {
         let begun = Instant::now();
         let index = (0..self.nodes.len()).map(|i| self.ask(i, "status")["applied"]).fold(0.0, f64::max);
         while (0..self.nodes.len()).any(|i| self.ask(i, "status")["applied"] < index) {
@@ -146,9 +164,50 @@ impl Drop for Node {
     }
 }
 
+/// CPU seconds by what the threads are for.
+#[derive(Clone, Copy, Default)]
+pub struct Cpu {
+    log: f64,
+    checkpoint: f64,
+    rest: f64,
+}
+
+impl Cpu {
+    fn add(&mut self, pid: u32) {
+        let (mut log, mut checkpoint) = (0.0, 0.0);
+        for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            match std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().trim() {
+                "log" => log += stat(&task.path().join("stat")),
+                "checkpoint" => checkpoint += stat(&task.path().join("stat")),
+                _ => {}
+            }
+        }
+        self.log += log;
+        self.checkpoint += checkpoint;
+        self.rest += cpu(pid) - log - checkpoint;
+    }
+
+    pub fn since(&self, before: &Self) -> Self {
+        let (log, checkpoint) = (self.log - before.log, self.checkpoint - before.checkpoint);
+        Self { log, checkpoint, rest: self.rest - before.rest }
+    }
+
+    /// Microseconds of each of so many.
+    pub fn over(&self, count: f64) -> String {
+        let each = |seconds: f64| seconds * 1e6 / count;
+        let all = each(self.log + self.checkpoint + self.rest);
+        let (log, checkpoint) = (each(self.log), each(self.checkpoint));
+        format!("{all:.1} us ({log:.1} in the log's thread, {checkpoint:.1} in the checkpoint's)")
+    }
+}
+
 /// CPU seconds of a process and its threads.
 pub fn cpu(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat(Path::new(&format!("/proc/{pid}/stat")))
+}
+
+fn stat(file: &Path) -> f64 {
+    let stat = std::fs::read_to_string(file).unwrap_or_default();
     // The command's name, in parentheses, may hold anything; `utime` and `stime` are the 12th and 13th behind it.
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
     fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS
