@@ -8,6 +8,7 @@ pub mod config;
 pub mod drain;
 pub mod handlers;
 pub mod health;
+pub mod metrics;
 pub mod node;
 pub mod player;
 pub mod report;

@@ -32,6 +32,7 @@ use crate::{
     drain::{self, Drain},
     handlers::Handlers,
     health::Health,
+    metrics::Metrics,
     player::{self, Seats},
     report::Report,
     web,
@@ -145,7 +146,11 @@ pub async fn run(
 impl Node {
     fn new(config: Config, handlers: Handlers, store: Store) -> Self {
         let encoder = Encoder::default();
-        let seats = Arc::new(Seats::new(store.node(), config.limits.queue_bytes, encoder.clone()));
+        let metrics = Arc::new(Metrics::default());
+        let slow = metrics.slow_consumers();
+        let seats = Arc::new(Seats::new(store.node(), config.limits.queue_bytes, encoder.clone(), slow));
+        let observing = metrics.clone();
+        store.on_observation(Box::new(move |observation| observing.observe(observation)));
         let settings = chat::Settings {
             node_name: config.name.clone(),
             auth: config.auth.unwrap_or(Auth::Jwt),
@@ -163,6 +168,7 @@ impl Node {
             encoder,
             hub: Hub::new(store.clone()),
             handlers,
+            metrics,
             settings,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),

@@ -14,6 +14,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use moim_raft::{
@@ -21,13 +22,14 @@ use moim_raft::{
     command::{Attached, Effect, Holder, Namespace, Position, Room, RoomEntry, Sid, Unseated, User},
     state::Applied,
 };
+use prometheus::IntCounter;
 use tokio::sync::mpsc;
 
 use crate::{
     chat::event::{self, Encoder},
     client::{Encoded, Transport},
     report::Report,
-    seat::{Played, Seat},
+    seat::{Bounds, Played, Seat},
 };
 
 /// The seats of this node, and which of them are in which room.
@@ -35,6 +37,7 @@ pub struct Seats {
     node: NodeId,
     queue_bytes_max: usize,
     encoder: Encoder,
+    slow: IntCounter,
     tables: Mutex<Tables>,
 }
 
@@ -53,8 +56,9 @@ struct Place {
 }
 
 impl Seats {
-    pub fn new(node: NodeId, queue_bytes_max: usize, encoder: Encoder) -> Self {
-        Self { node, queue_bytes_max, encoder, tables: Mutex::default() }
+    /// `slow` counts the seats that are let go because their client does not keep up.
+    pub fn new(node: NodeId, queue_bytes_max: usize, encoder: Encoder, slow: IntCounter) -> Self {
+        Self { node, queue_bytes_max, encoder, slow, tables: Mutex::default() }
     }
 
     /// The seat of this generation, if it is on this node.
@@ -134,11 +138,14 @@ impl Seats {
     }
 
     fn seat(&self, seam: Position, attached: Attached) {
-        let Attached { holder, ns, user, rooms, entered, .. } = attached;
+        let Attached { holder, ns, user, rooms, entered, gap_ms, .. } = attached;
         let mut all: Vec<Room> = rooms.iter().chain(&entered).cloned().collect();
         all.sort_unstable();
         all.dedup();
-        let seat = Arc::new(Seat::new(holder, ns.clone(), user.clone(), seam, all.clone(), self.queue_bytes_max));
+        let bounds = Bounds { queue_bytes_max: self.queue_bytes_max, slow: self.slow.clone() };
+        let mut seat = Seat::new(holder, ns.clone(), user.clone(), seam, all.clone(), bounds);
+        seat.gap = gap_ms.map(Duration::from_millis);
+        let seat = Arc::new(seat);
         let sid = seat.holder.sid.clone();
         let mut tables = self.lock();
         for room in all {

@@ -14,14 +14,15 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use moim_raft::command::{Holder, Namespace, Position, Room, User};
+use prometheus::IntCounter;
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::client::{Ack, Encoded, Outlet, Transport};
+use crate::client::{Ack, Encoded, Lost, Outlet, Transport};
 
 /// Packets that may wait for a socket beside the bound in bytes; past either the seat is let go.
 const WAITING_MAX: usize = 16_384;
@@ -65,7 +66,9 @@ pub struct Seat {
     /// The rooms at the seam, for `ready`.
     pub rooms: Vec<Room>,
     pub made: Instant,
-    queue_bytes_max: usize,
+    /// How long its session was without a transport by then, if the log knows.
+    pub gap: Option<Duration>,
+    bounds: Bounds,
     stage: Mutex<Stage>,
     transport: Mutex<Option<Transport>>,
     recovery: AtomicBool,
@@ -73,19 +76,19 @@ pub struct Seat {
     commands: Arc<Semaphore>,
 }
 
+/// What a seat may hold, and who counts those that held too much.
+pub struct Bounds {
+    /// Bytes that wait for the client.
+    pub queue_bytes_max: usize,
+    pub slow: IntCounter,
+}
+
 /// A seat was let go; its transport is cut or will be.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Gone;
 
 impl Seat {
-    pub fn new(
-        holder: Holder,
-        ns: Namespace,
-        user: User,
-        seam: Position,
-        rooms: Vec<Room>,
-        queue_bytes_max: usize,
-    ) -> Self {
+    pub fn new(holder: Holder, ns: Namespace, user: User, seam: Position, rooms: Vec<Room>, bounds: Bounds) -> Self {
         let stage = Stage::Waiting { queue: VecDeque::new(), bytes: 0, taken: false };
         Self {
             holder,
@@ -94,7 +97,8 @@ impl Seat {
             seam,
             rooms,
             made: Instant::now(),
-            queue_bytes_max,
+            gap: None,
+            bounds,
             stage: Mutex::new(stage),
             transport: Mutex::new(None),
             recovery: true.into(),
@@ -142,8 +146,11 @@ impl Seat {
             Stage::Waiting { queue, bytes, .. } => {
                 *bytes += self.size(&packet);
                 queue.push_back(packet);
-                let fits = *bytes <= self.queue_bytes_max && queue.len() <= WAITING_MAX;
-                fits.then_some(()).ok_or(Gone)
+                let fits = *bytes <= self.bounds.queue_bytes_max && queue.len() <= WAITING_MAX;
+                fits.then_some(()).ok_or_else(|| {
+                    self.bounds.slow.inc();
+                    Gone
+                })
             }
         };
         if written.is_err() {
@@ -159,7 +166,15 @@ impl Seat {
             Packet::Live(event) => outlet.event(&event),
             Packet::Ack(ack, answer) => outlet.ack(ack, &answer),
         };
-        done.map_err(|_| Gone)
+        done.map_err(|lost| self.count(lost))
+    }
+
+    /// The first error of an outlet is followed by its seat's end, so each slow client is counted once.
+    fn count(&self, lost: Lost) -> Gone {
+        if lost == Lost::Full {
+            self.bounds.slow.inc();
+        }
+        Gone
     }
 
     fn size(&self, packet: &Packet) -> usize {
@@ -194,7 +209,7 @@ impl Seat {
 
     /// Waits until the stream has sent so much that half of the bound is free again.
     async fn pace(&self, outlet: &Outlet) {
-        let half = self.queue_bytes_max / 2;
+        let half = self.bounds.queue_bytes_max / 2;
         if outlet.transport().queued_bytes() > half {
             outlet.transport().drained(half).await;
         }
@@ -202,7 +217,7 @@ impl Seat {
 
     /// Moves what has come meanwhile to the socket, in steps that leave the player a turn; the last one makes it live.
     async fn go_live(&self, outlet: Outlet) -> Result<(), Gone> {
-        let half = self.queue_bytes_max / 2;
+        let half = self.bounds.queue_bytes_max / 2;
         loop {
             {
                 let mut stage = self.lock();

@@ -3,11 +3,11 @@
 //!
 //! The nodes are processes, so that they can be killed: this very binary, told by its environment to be a node.
 
-#[path = "adapter/client.rs"]
+#[path = "nodes/client.rs"]
 mod client;
-#[path = "adapter/cluster.rs"]
+#[path = "nodes/cluster.rs"]
 mod cluster;
-#[path = "adapter/handlers.rs"]
+#[path = "nodes/handlers.rs"]
 mod handlers;
 
 use std::{collections::BTreeSet, time::Duration};
@@ -25,7 +25,7 @@ const BOUND: Duration = Duration::from_secs(1);
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by the tests, as the process of a node"]
 async fn node() {
-    cluster::run_as_told().await;
+    cluster::run_as_told(handlers::handlers()).await;
 }
 
 fn sids(clients: &[Client]) -> BTreeSet<String> {

@@ -33,6 +33,7 @@ use crate::{
     command::{Batch, Command, Incarnation},
     error::Error,
     level::{self, Level},
+    observe::{Observation, Observed},
     state::{Applied, Outcome, Skipped},
 };
 
@@ -121,6 +122,7 @@ pub struct Proposals {
     incarnation: AtomicU64,
     /// Of the cluster: a command of a higher one is not taken.
     level: AtomicU16,
+    pub(crate) observed: Observed,
 }
 
 impl Default for Proposals {
@@ -133,6 +135,7 @@ impl Default for Proposals {
             landed: watch::channel(Landed::default()).0,
             incarnation: AtomicU64::new(0),
             level: level::FIRST.into(),
+            observed: Observed::default(),
         }
     }
 }
@@ -244,6 +247,7 @@ impl Proposals {
         commands: Vec<Command>,
         tickets: Vec<Ticket>,
     ) -> Batch {
+        self.observed.tell(Observation::Batch(commands.len()));
         let before = lock(&self.flight).replace(Flight { incarnation, sequence, tickets, since: Instant::now() });
         drop(before); // Outside the lock: whoever still waited for it hears `unavailable`.
         Batch { node, incarnation, sequence, stamp: 0, commands }
@@ -299,10 +303,12 @@ impl Proposals {
     fn touch_down(&self, landed: Landed) -> Vec<Ticket> {
         let mut flight = lock(&self.flight);
         let mine = |f: &Flight| f.incarnation == landed.incarnation && f.sequence <= landed.sequence;
-        let tickets = flight.take_if(|f| mine(f)).map(|flight| flight.tickets);
+        let landing = flight.take_if(|f| mine(f));
         drop(flight);
         self.landed.send_replace(landed);
-        tickets.unwrap_or_default()
+        let Some(Flight { tickets, since, .. }) = landing else { return Vec::new() };
+        self.observed.tell(Observation::Commit(since.elapsed()));
+        tickets
     }
 
     /// The log says that an incarnation of this node is over.

@@ -34,8 +34,10 @@ use crate::{
     machine::{FEED_ENTRIES, Machine, Play, Replica},
     members::{Change, Member, Members, Progress, REMOVED},
     net::{
-        CallRequest, CallResponse, Heard, Leadership, Local, Network, Peers, RaftConsensus, Secret, serve, snapshot,
+        CallRequest, CallResponse, Heard, Leadership, Local, Network, Peers, RaftConsensus, Secret, Signs, serve,
+        snapshot,
     },
+    observe::Observer,
     propose::{Proposals, Ticket},
     raft::Peer,
     snapshot::Snapshots,
@@ -168,7 +170,9 @@ impl Store {
         let snapshots = Snapshots::open(&config.data.join("snapshots"))?;
         snapshot::clean(&config.data)
             .map_err(|e| Error::fatal(format!("cannot tidy {}: {e}", config.data.display())))?;
-        let log = Log::open(&config.data.join("log"), crate::wal::Options::default())?;
+        let proposals = Arc::new(Proposals::default());
+        let observed = proposals.observed.clone();
+        let log = Log::open(&config.data.join("log"), observed.syncs(crate::wal::Options::default()))?;
         // On a thread of its own: sled wants most of a stack to open, and whoever called us has used some of this one.
         let (folder, files) = (config.data.join("state"), snapshots.clone());
         let opening = tokio::task::spawn_blocking(move || Base::open(&folder, &files));
@@ -177,7 +181,6 @@ impl Store {
         let (feed, plays) = mpsc::channel(FEED_ENTRIES);
         let (bus_feed, bus) = mpsc::channel(BUS_FRAMES_MAX);
         let (tunnel_feed, tunnels) = mpsc::channel(TUNNELS_MAX);
-        let proposals = Arc::new(Proposals::default());
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let opened = Machine::open(node, levels, base, found, snapshots, proposals.clone(), feed, stop.clone());
         let (machine, machine_gone) = opened?;
@@ -415,6 +418,21 @@ impl Store {
         if self.0.ask.set(ask).is_err() {
             tracing::error!("a second answerer was ignored");
         }
+    }
+
+    /// Who hears of what is worth counting. Once.
+    pub fn on_observation(&self, observer: Observer) {
+        self.0.proposals.observed.by(observer);
+    }
+
+    /// When another node last gave signs of life to this one.
+    pub fn signs(&self, of: NodeId) -> Signs {
+        self.0.local.signs(of)
+    }
+
+    /// Frames of the bus that were dropped since the start, counted once for each node.
+    pub fn bus_dropped(&self) -> u64 {
+        self.0.peers.bus_dropped()
     }
 
     pub fn node(&self) -> NodeId {

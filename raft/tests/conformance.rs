@@ -46,7 +46,8 @@ fn open_machine(dir: &Path) -> (Machine, oneshot::Receiver<()>) {
     let (base, found) = Base::open(&dir.join("state"), &snapshots).expect("the checkpoint opens");
     let (feed, _nobody) = mpsc::channel(1);
     let proposals = Arc::new(Proposals::default());
-    Machine::open(1, level::KNOWN, base, found, snapshots, proposals, feed, Default::default()).expect("the machine opens")
+    Machine::open(1, level::KNOWN, base, found, snapshots, proposals, feed, Default::default())
+        .expect("the machine opens")
 }
 
 /// Stores as a node has them.

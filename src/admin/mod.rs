@@ -35,6 +35,7 @@ fn routes(node: Arc<Node>) -> Router {
     Router::new()
         .route("/livez", get(status::livez))
         .route("/readyz", get(status::readyz))
+        .route("/metrics", get(status::metrics))
         .route("/v1/cluster", get(status::cluster))
         .route("/v1/gaps", get(status::gaps))
         .route("/v1/namespaces", get(inspect::namespaces))

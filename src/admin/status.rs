@@ -6,7 +6,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use http::StatusCode;
+use http::{StatusCode, header};
 use moim_raft::{NodeId, Status, state};
 use serde::Serialize;
 
@@ -190,6 +190,12 @@ pub async fn gaps(read: Read) -> Result<Answer<Gaps>, Failure> {
         let gap = |attachment: Attachment| Some(Gap { sid: attachment.sid, ms: attachment.gap_ms? });
         Gaps { position, resumed, fresh, gaps: seen.into_iter().filter_map(gap).collect() }
     }))
+}
+
+/// `GET /metrics`
+pub async fn metrics(State(node): State<Arc<Node>>) -> Response {
+    let text = node.chat.metrics.text(&node.store.status(), node.chat.seats.len(), node.store.bus_dropped());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 /// `GET /livez`

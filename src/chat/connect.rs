@@ -16,6 +16,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use moim_raft::{
@@ -27,12 +28,12 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use socketioxide::{extract::TryData, handler::ConnectHandler};
 
-use super::{Chat, event, request};
+use super::{Chat, event, gap::Away, request};
 use crate::{
     adapter::{SocketIo, SocketRef},
     client::{Outlet, Transport, socketio},
     config::Auth,
-    seat::{Played, Seat},
+    seat::{Gone, Played, Seat},
 };
 
 /// How often a resume is decided anew because another connection was faster.
@@ -70,14 +71,16 @@ struct Client {
     offset: Option<String>,
     /// False when the client switched recovery off.
     recovery: bool,
+    came: Instant,
 }
 
 /// A session that is attached to this node and waits for its socket.
 struct Attachment {
     seat: Arc<Seat>,
     pid: String,
-    recovered: bool,
     replay: Vec<Played>,
+    /// When and why a session that goes on lost its transport; `None` for a new one.
+    resumed: Option<Away>,
 }
 
 /// What the middleware leaves for the handler.
@@ -137,7 +140,7 @@ impl Chat {
     async fn connected(&self, socket: SocketRef) {
         let waiting = socket.extensions.get::<Waiting>();
         let taken = waiting.and_then(|waiting| waiting.0.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let Some(Attachment { seat, recovered, replay, .. }) = taken else { return };
+        let Some(Attachment { seat, resumed, replay, .. }) = taken else { return };
         let Some(transport) = socketio::transport(&socket).filter(|transport| !transport.is_closed()) else {
             return self.give_up(&seat);
         };
@@ -149,11 +152,14 @@ impl Chat {
             user: seat.user.as_str(),
             sid: seat.holder.sid.as_str(),
             rooms: seat.rooms.iter().map(|room| room.as_str()).collect(),
-            recovered,
+            recovered: resumed.is_some(),
             node: &self.settings.node_name,
         });
-        if seat.take(outlet, &ready, replay).await.is_err() {
-            self.give_up(&seat);
+        let replayed = replay.len();
+        match (seat.take(outlet, &ready, replay).await, resumed) {
+            (Err(Gone), _) => self.give_up(&seat),
+            (Ok(()), Some(away)) => self.metrics.resumed(away.cause, away.since.elapsed(), replayed),
+            (Ok(()), None) => {}
         }
     }
 
@@ -169,7 +175,7 @@ impl Chat {
         let user = User::new(user).ok_or(Final::Unauthorized)?;
         let recovery = auth.get("csr") != Some(&Value::Bool(false));
         let pid = text("pid").filter(|pid| recovery && pid.len() == PID_CHARS);
-        Ok(Client { ns, user, guest, pid, offset: text("offset"), recovery })
+        Ok(Client { ns, user, guest, pid, offset: text("offset"), recovery, came: Instant::now() })
     }
 
     async fn attach(&self, client: &Client, transport: &Transport) -> Result<Attachment, Passing> {
@@ -195,7 +201,7 @@ impl Chat {
         match applied.reply {
             Reply::Seated { generation, .. } => {
                 let seat = self.seat(Holder { sid, generation }, client, transport)?;
-                Ok(Attachment { seat, pid, recovered: false, replay: Vec::new() })
+                Ok(Attachment { seat, pid, resumed: None, replay: Vec::new() })
             }
             Reply::Refused(Refusal::TooManySessions) => Err(Passing("its user has too many sessions")),
             other => {
@@ -219,8 +225,8 @@ impl Chat {
             let applied = self.store.call(command).await.map_err(|_| Passing("no quorum"))?;
             match applied.reply {
                 Reply::Seated { generation, .. } => {
-                    let holder = Holder { sid: session.sid, generation };
-                    return self.recover(client, pid, transport, holder, &applied).await;
+                    let holder = Holder { sid: session.sid.clone(), generation };
+                    return self.recover(client, pid, transport, holder, &session, &applied).await;
                 }
                 // Another connection of this client was faster: look again.
                 Reply::Refused(Refusal::Moved) => {}
@@ -248,12 +254,17 @@ impl Chat {
         pid: &str,
         transport: &Transport,
         holder: Holder,
+        before: &Session,
         applied: &Applied,
     ) -> Result<Option<Attachment>, Passing> {
         let seat = self.seat(holder.clone(), client, transport)?;
         match self.missed(client, &holder, applied.position) {
-            Ok(replay) => Ok(Some(Attachment { seat, pid: pid.to_owned(), recovered: true, replay })),
+            Ok(replay) => {
+                let resumed = Some(self.away(&seat, before, client.came));
+                Ok(Some(Attachment { seat, pid: pid.to_owned(), replay, resumed }))
+            }
             Err(why) => {
+                self.metrics.replay_refused(why);
                 tracing::info!(sid = %holder.sid, why, "what the client missed cannot be replayed: a fresh session");
                 self.store.call(Command::Close(holder)).await.map_err(|_| Passing("no quorum"))?;
                 Ok(None)

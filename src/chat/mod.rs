@@ -14,6 +14,7 @@
 
 pub mod connect;
 pub mod event;
+mod gap;
 pub mod loss;
 pub mod request;
 pub mod volatile;
@@ -23,7 +24,7 @@ use std::{sync::Arc, time::Duration};
 use moim_raft::Store;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{adapter::Hub, client::Transports, config::Auth, handlers::Handlers, player::Seats};
+use crate::{adapter::Hub, client::Transports, config::Auth, handlers::Handlers, metrics::Metrics, player::Seats};
 
 /// What every handler of the chat needs. Cheap to clone.
 #[derive(Clone)]
@@ -37,6 +38,7 @@ pub struct Shared {
     pub encoder: event::Encoder,
     pub hub: Hub,
     pub handlers: Handlers,
+    pub metrics: Arc<Metrics>,
     pub settings: Settings,
     /// Transports and requests that are being worked on; the node waits for them when it stops.
     pub tasks: TaskTracker,

@@ -61,6 +61,7 @@ fn config(data: PathBuf, peer: String, join: Vec<String>) -> Config {
         node_timeout: Duration::from_secs(5),
         session_ttl: Duration::from_secs(120),
         presence_grace: Duration::from_secs(60),
+        replace_after: Duration::from_secs(600),
         heartbeat: HEARTBEAT,
         election: ELECTION,
         snapshot_every: SNAPSHOT_EVERY,

@@ -12,6 +12,7 @@ use std::{
 
 use tokio::sync::watch;
 
+use super::signs::{AllSigns, Signs};
 use crate::{
     error::{Error, Result},
     identity::{ClusterId, Identity},
@@ -76,6 +77,7 @@ pub struct Local {
     removed: OnceLock<Box<dyn Fn(NodeId) -> bool + Send + Sync>>,
     /// Comes true when this node is told that it was removed.
     expelled: watch::Sender<bool>,
+    signs: AllSigns,
 }
 
 impl Local {
@@ -90,11 +92,25 @@ impl Local {
             identity: Mutex::new(identity),
             removed: OnceLock::new(),
             expelled: watch::Sender::new(false),
+            signs: AllSigns::default(),
         }
     }
 
     pub fn node(&self) -> NodeId {
         self.node
+    }
+
+    /// When another node last gave signs of life to this one.
+    pub fn signs(&self, of: NodeId) -> Signs {
+        self.signs.of(of)
+    }
+
+    pub(super) fn heard(&self, from: NodeId) {
+        self.signs.heard(from);
+    }
+
+    pub(super) fn gone(&self, node: NodeId) {
+        self.signs.gone(node);
     }
 
     pub fn dir(&self) -> &std::path::Path {

@@ -14,6 +14,7 @@
 //! | [`network`] | openraft's side: sends |
 //! | [`consensus`] | openraft's side: receives |
 //! | [`serve()`] | the listener |
+//! | `signs` | when another node was last alive |
 //! | [`peers`] | requests of the layers above, and the bus |
 //! | [`snapshot`] | files over the bulk lane |
 //! | [`transfers`] | how fast they may go, and what the log keeps for them |
@@ -28,6 +29,7 @@ pub mod message;
 pub mod network;
 pub mod peers;
 pub mod serve;
+mod signs;
 pub mod snapshot;
 pub mod transfers;
 
@@ -38,5 +40,6 @@ pub use message::{CallRequest, CallResponse, Forwarded, Leadership, Probed};
 pub use network::Network;
 pub use peers::Peers;
 pub use serve::{App, serve};
+pub use signs::Signs;
 pub use snapshot::SnapshotFile;
 pub use transfers::Transfers;

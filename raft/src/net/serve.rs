@@ -123,7 +123,7 @@ impl Server {
 
     async fn bus(self, stream: TcpStream, from: NodeId) -> Result<()> {
         let mut stream = BufReader::new(stream);
-        while let Some(frame) = next(&mut stream).await? {
+        while let Some(frame) = self.next(&mut stream, from).await? {
             let What::OneWay(bytes) = frame.what else { return Err(unexpected()) };
             self.app.bus(from, bytes);
         }
@@ -137,7 +137,7 @@ impl Server {
         let (out, packets) = Outbox::new();
         let mut work = JoinSet::new();
         work.spawn(write_all(packets, write));
-        while let Some(frame) = next(&mut read).await? {
+        while let Some(frame) = self.next(&mut read, remote.node).await? {
             let What::Request(body) = frame.what else { return Err(unexpected()) };
             if self.local.is_removed(remote.node) {
                 // It is told when it dials again.
@@ -157,6 +157,18 @@ impl Server {
             });
         }
         Ok(())
+    }
+
+    /// The next frame; its coming, and the connection's end, are signs of life.
+    async fn next(&self, from: &mut (impl AsyncRead + Unpin), node: NodeId) -> Result<Option<Frame>> {
+        let Ok(frame) = timeout(IDLE_MAX, frame::read(from, FRAME_BYTES_MAX)).await else {
+            return Err(Error::unavailable("idle"));
+        };
+        match &frame {
+            Ok(Some(_)) => self.local.heard(node),
+            Ok(None) | Err(_) => self.local.gone(node),
+        }
+        frame
     }
 
     async fn answer(&self, remote: Remote, body: Bytes) -> Result<Bytes> {
@@ -189,11 +201,6 @@ impl Server {
             }
         })
     }
-}
-
-async fn next(from: &mut (impl AsyncRead + Unpin)) -> Result<Option<Frame>> {
-    let frame = timeout(IDLE_MAX, frame::read(from, FRAME_BYTES_MAX)).await;
-    frame.unwrap_or_else(|_| Err(Error::unavailable("idle")))
 }
 
 fn unexpected() -> Error {

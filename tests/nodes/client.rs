@@ -1,5 +1,7 @@
 //! A small Socket.IO client: events, acks both ways, attachments.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -22,6 +24,8 @@ use super::{cluster::PATIENCE, handlers::NS};
 
 pub struct Client {
     pub sid: String,
+    /// The secret with which the session goes on elsewhere.
+    pub pid: String,
     pub node: usize,
     shared: Arc<Shared>,
     last_id: AtomicU64,
@@ -40,6 +44,11 @@ struct Shared {
 
 impl Client {
     pub async fn connect(address: SocketAddr, node: usize) -> Self {
+        Self::connect_as(address, node, &json!({})).await
+    }
+
+    /// With this as the handshake's `auth`.
+    pub async fn connect_as(address: SocketAddr, node: usize, auth: &Value) -> Self {
         let url = format!("ws://{address}/socket.io/?EIO=4&transport=websocket");
         let (ws, _) = tokio_tungstenite::connect_async(url).await.unwrap();
         let (mut to, mut from) = ws.split();
@@ -57,7 +66,7 @@ impl Client {
         let (tell_sid, sid) = oneshot::channel();
         let mut tell_sid = Some(tell_sid);
         let task = tokio::spawn(async move {
-            let mut me = String::new();
+            let (mut me, mut pid) = (String::new(), String::new());
             loop {
                 tokio::select! {
                     Some(message) = outgoing.recv() => if to.send(message).await.is_err() { break },
@@ -66,10 +75,11 @@ impl Client {
                             if let Some(connected) = text.strip_prefix(&format!("40{NS},")) {
                                 let reply: Value = serde_json::from_str(connected).unwrap();
                                 me = reply["sid"].as_str().unwrap().to_owned();
+                                pid = reply["pid"].as_str().unwrap().to_owned();
                             }
                             heard.hear(&text, &me);
                             if text.contains("[\"ready\"") && let Some(tell) = tell_sid.take() {
-                                tell.send(me.clone()).ok();
+                                tell.send((me.clone(), pid.clone())).ok();
                             }
                         }
                         Some(Ok(Message::Binary(bytes))) => {
@@ -84,9 +94,9 @@ impl Client {
             heard.disconnected.store(true, SeqCst);
             heard.news.notify_waiters();
         });
-        shared.out.send(Message::text(format!("40{NS},"))).unwrap();
-        let sid = timeout(PATIENCE, sid).await.expect("ready in time").unwrap();
-        Self { sid, node, shared, last_id: AtomicU64::new(0), _task: AbortOnDropHandle::new(task) }
+        shared.out.send(Message::text(format!("40{NS},{auth}"))).unwrap();
+        let (sid, pid) = timeout(PATIENCE, sid).await.expect("ready in time").unwrap();
+        Self { sid, pid, node, shared, last_id: AtomicU64::new(0), _task: AbortOnDropHandle::new(task) }
     }
 
     /// Whether it acknowledges events.

@@ -1,12 +1,17 @@
 //! Three nodes as child processes, which end with this one.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::{
     net::{SocketAddr, TcpListener},
     process::Stdio,
     time::Duration,
 };
 
-use moim::config::{Auth, Config};
+use moim::{
+    config::{Auth, Config},
+    handlers::Handlers,
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -15,7 +20,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{client::Client, handlers};
+use super::client::Client;
 
 /// Longer than anything takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,7 +28,9 @@ const TOLD: &str = "MOIM_TEST_NODE";
 
 pub struct Cluster {
     nodes: Vec<Option<Child>>,
-    clients: Vec<SocketAddr>,
+    told: Vec<Value>,
+    pub clients: Vec<SocketAddr>,
+    pub admins: Vec<SocketAddr>,
     _data: tempfile::TempDir,
 }
 
@@ -34,32 +41,55 @@ impl Cluster {
         let ports: Vec<TcpListener> = (0..9).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let addrs: Vec<SocketAddr> = ports.iter().map(|port| port.local_addr().unwrap()).collect();
         drop(ports);
-        let (clients, admins, peers) = (addrs[..3].to_vec(), &addrs[3..6], &addrs[6..]);
-        let mut nodes = Vec::new();
-        for n in 0..3 {
-            let told = json!({
+        let (clients, admins, peers) = (addrs[..3].to_vec(), addrs[3..6].to_vec(), &addrs[6..]);
+        let told = (0..3).map(|n| {
+            json!({
                 "name": format!("node{n}"), "data": data.path().join(n.to_string()), "join": peers,
                 "client": clients[n], "admin": admins[n], "peer": peers[n],
-            });
-            let child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "node", "--ignored", "--nocapture"])
-                .env(TOLD, told.to_string())
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .kill_on_drop(true)
-                .spawn();
-            nodes.push(Some(child.unwrap()));
-        }
-        let cluster = Self { nodes, clients, _data: data };
+            })
+        });
+        let told = told.collect();
+        let mut cluster = Self { nodes: vec![None, None, None], told, clients, admins, _data: data };
+        (0..3).for_each(|n| cluster.spawn(n));
+        cluster.ready().await;
+        cluster
+    }
+
+    fn spawn(&mut self, n: usize) {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "node", "--ignored", "--nocapture"])
+            .env(TOLD, self.told[n].to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn();
+        self.nodes[n] = Some(child.unwrap());
+    }
+
+    /// Waits until all nodes are.
+    async fn ready(&self) {
         let ready = async {
-            for node in &cluster.clients {
+            for node in &self.clients {
                 while !is_ready(*node).await {
                     sleep(Duration::from_millis(20)).await;
                 }
             }
         };
         timeout(PATIENCE, ready).await.expect("ready");
-        cluster
+    }
+
+    /// Tells a node to stop as a signal does, and waits until it has.
+    pub async fn end(&mut self, n: usize) {
+        let mut node = self.nodes[n].take().unwrap();
+        node.stdin.as_mut().unwrap().write_all(b"stop\n").await.unwrap();
+        let ended = timeout(PATIENCE, node.wait()).await.expect("it ends");
+        assert!(ended.unwrap().success());
+    }
+
+    /// Starts a node again where it was.
+    pub async fn start_again(&mut self, n: usize) {
+        self.spawn(n);
+        self.ready().await;
     }
 
     /// Clients on one node after another.
@@ -104,12 +134,12 @@ async fn is_ready(node: SocketAddr) -> bool {
     asked.await.unwrap_or(false)
 }
 
-/// Is the node that the environment describes, until standard input ends.
-pub async fn run_as_told() {
+/// Is the node that the environment describes, until it is told to stop, or standard input ends.
+pub async fn run_as_told(handlers: Handlers) {
     let told = std::env::var(TOLD).expect("the tests run this, as the process of a node");
     let told: Value = serde_json::from_str(&told).unwrap();
     let text = |key: &str| told[key].as_str().unwrap().to_owned();
-    let config = Config {
+    let mut config = Config {
         name: text("name"),
         data: text("data").into(),
         client: text("client").parse().unwrap(),
@@ -120,9 +150,17 @@ pub async fn run_as_told() {
         auth: Some(Auth::Open),
         ..Config::default()
     };
-    tokio::spawn(async {
-        tokio::io::stdin().read_to_end(&mut Vec::new()).await.ok();
-        std::process::exit(0);
+    config.drain.delay = Duration::from_millis(50);
+    config.drain.window = Duration::from_millis(200);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    // Of its own, because the runtime would wait for its reading.
+    std::thread::spawn(move || {
+        let mut lines = std::io::stdin().lines();
+        if let Some(Ok(_)) = lines.next() {
+            stop.send(()).ok();
+        } else {
+            std::process::exit(1);
+        }
     });
-    moim::node::run(config, handlers::handlers(), std::future::pending()).await.unwrap();
+    moim::node::run(config, handlers, async { _ = stopped.await }).await.unwrap();
 }
