@@ -286,6 +286,30 @@ async fn an_event_from_outside_reaches_rooms_users_and_sids_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_is_cut_off_and_counted() {
+    let node = Node::start().await;
+    let slow = async || {
+        let (_, text) = node.try_get("/metrics").await.expect("an answer");
+        let line = text.lines().find_map(|line| line.strip_prefix("moim_slow_consumers_disconnected_total "));
+        line.expect("it is there").to_owned()
+    };
+    let _silent = node.client("ann", &[]).await;
+    assert_eq!(slow().await, "0");
+    let large = json!({ "users": ["ann"], "event": "x", "args": ["x".repeat(1_000_000)] }).to_string();
+    // The kernel takes a few, the queue one, and then the seat is gone.
+    for _ in 0..64 {
+        if node.post("/v1/emit", &large).await.1["sockets"] == json!(0) || slow().await == "1" {
+            break;
+        }
+    }
+    assert_eq!(slow().await, "1");
+    let small = json!({ "users": ["ann"], "event": "x" }).to_string();
+    node.post("/v1/emit", &small).await;
+    assert_eq!(slow().await, "1", "each is counted once");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_stalls_does_not_hold_the_node_up() {
     let node = Node::start().await;
     let mut half = TcpStream::connect(node.admin).await.expect("a connection");
