@@ -22,7 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     adapter::{
-        Hub, SocketIo,
+        Bound, Hub, SocketIo,
         wire::{self, News},
     },
     admin,
@@ -147,8 +147,9 @@ impl Node {
     fn new(config: Config, handlers: Handlers, store: Store) -> Self {
         let encoder = Encoder::default();
         let metrics = Arc::new(Metrics::default());
-        let slow = metrics.slow_consumers();
-        let seats = Arc::new(Seats::new(store.node(), config.limits.queue_bytes, encoder.clone(), slow));
+        let (queue_bytes_max, slow) = (config.limits.queue_bytes, metrics.slow_consumers());
+        let seats = Arc::new(Seats::new(store.node(), queue_bytes_max, encoder.clone(), slow.clone()));
+        let hub = Hub::new(store.clone(), Bound { queue_bytes_max, slow });
         let observing = metrics.clone();
         store.on_observation(Box::new(move |observation| observing.observe(observation)));
         let settings = chat::Settings {
@@ -166,7 +167,7 @@ impl Node {
             transports: Transports::default(),
             losses: Losses::default(),
             encoder,
-            hub: Hub::new(store.clone()),
+            hub,
             handlers,
             metrics,
             settings,

@@ -207,6 +207,29 @@ async fn one_remote_socket_is_acted_upon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_is_cut_off_and_nobody_else_notices() {
+    let cluster = Cluster::start().await;
+    let clients = cluster.clients(4).await;
+    let [sender, slow, other, beside] = clients.try_into().ok().unwrap();
+    sender.call("enter", json!("sender")).await;
+    slow.pause(true);
+    // More than the kernel takes for it.
+    const TIMES: usize = 500;
+    for _ in 0..TIMES {
+        sender.call("emit_text", json!("x".repeat(40 << 10))).await;
+        for client in [&other, &beside] {
+            client.expect("text").await;
+        }
+    }
+    slow.pause(false);
+    slow.disconnected().await;
+    let heard = slow.take("text").len();
+    assert!(heard < TIMES, "all {heard} events were kept for it");
+    assert_eq!(texts(&sender.call("fetch_sockets", json!(null)).await[0]), sids(&[sender, other, beside]));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_dies_holds_nobody_up() {
     let mut cluster = Cluster::start().await;
     let clients = cluster.clients(9).await;

@@ -105,7 +105,9 @@ impl Gathers {
 impl PeerAdapter {
     /// Emits to this node's sockets; their acks bear public sids.
     pub(super) fn gather_here(&self, packet: Packet, opts: BroadcastOptions, timeout: Duration) -> Acks {
-        let (acks, _) = self.local.broadcast_with_ack(packet, self.here(opts), Some(timeout));
+        let opts = self.here(opts);
+        self.count(&packet, &opts);
+        let (acks, _) = self.local.broadcast_with_ack(packet, opts, Some(timeout));
         let names = self.names.clone();
         // A socket that is gone by then has lost its name; who it was does not matter to the sum.
         acks.map(move |(socket, result)| (names.public([socket]).first().copied().unwrap_or(Sid::ZERO), result)).boxed()

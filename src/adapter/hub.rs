@@ -16,10 +16,11 @@ use socketioxide_core::{
 };
 
 use super::{
-    ANSWER, PeerAdapter, Reach, SocketRef, Unsendable,
+    ANSWER, Bound, PeerAdapter, Reach, SocketRef, Unsendable,
     acks::Gathers,
     wire::{self, Answer, Event, News, Question, Selection},
 };
+use crate::client::Transport;
 
 /// What all adapters of a node share. Cheap to clone. The default one is of a server without other nodes.
 #[derive(Clone, Default)]
@@ -28,21 +29,22 @@ pub struct Hub(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     store: Option<Store>,
+    bound: Option<Bound>,
     /// Weak, because adapters hold the hub.
     namespaces: Mutex<HashMap<Str, Weak<PeerAdapter>>>,
     gathers: Gathers,
 }
 
 impl Hub {
-    pub fn new(store: Store) -> Self {
-        Self(Arc::new(Inner { store: Some(store), ..Inner::default() }))
+    pub fn new(store: Store, bound: Bound) -> Self {
+        Self(Arc::new(Inner { store: Some(store), bound: Some(bound), ..Inner::default() }))
     }
 
     /// Names a socket by the public sid of its session. To be called in the connect middleware.
-    pub fn name(&self, socket: &SocketRef, sid: &command::Sid) {
+    pub fn name(&self, socket: &SocketRef, sid: &command::Sid, transport: &Transport) {
         // Sids of sessions from before sids were as long as socketioxide's have no such name: other nodes do not see them.
         if let (Some(adapter), Ok(public)) = (self.adapter(socket.ns()), sid.as_str().parse()) {
-            adapter.names.name(socket, public);
+            adapter.names.name(socket, public, transport.clone());
         }
     }
 
@@ -161,6 +163,10 @@ impl Hub {
 
     pub(super) fn me(&self) -> NodeId {
         self.0.store.as_ref().map_or(0, Store::node)
+    }
+
+    pub(super) fn bound(&self) -> Option<&Bound> {
+        self.0.bound.as_ref()
     }
 
     pub(super) fn gathers(&self) -> &Gathers {

@@ -20,6 +20,7 @@
 //! chat are in the log, and what is said in them is played from it.
 
 pub mod acks;
+mod bound;
 mod hub;
 mod names;
 mod select;
@@ -38,7 +39,7 @@ use socketioxide_core::{
     packet::{Packet, PacketData},
 };
 
-pub use self::{hub::Hub, names::public_sid, select::Reach};
+pub use self::{bound::Bound, hub::Hub, names::public_sid, select::Reach};
 use self::{
     names::Names,
     wire::{Answer, Event, News, Question},
@@ -224,7 +225,19 @@ impl PeerAdapter {
 
     /// To the sockets of this node.
     fn broadcast_here(&self, packet: Packet, opts: BroadcastOptions) -> Result<(), BroadcastError> {
-        Ok(self.local.broadcast(packet, self.here(opts))?)
+        let opts = self.here(opts);
+        // A volatile packet replaces the one before it, and is not counted.
+        if !opts.has_flag(BroadcastFlags::Volatile) {
+            self.count(&packet, &opts);
+        }
+        Ok(self.local.broadcast(packet, opts)?)
+    }
+
+    /// See [`bound`].
+    fn count(&self, packet: &Packet, opts: &BroadcastOptions) {
+        if let Some(bound) = self.hub.bound() {
+            bound.count(packet, &self.names.transports(self.local.sockets(opts.clone())));
+        }
     }
 
     /// The public sids of this node's sockets.

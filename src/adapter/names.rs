@@ -8,6 +8,7 @@ use std::{
 use socketioxide::socket::Sid;
 
 use super::SocketRef;
+use crate::client::Transport;
 
 /// Both directions, of one namespace.
 #[derive(Default)]
@@ -15,7 +16,7 @@ pub struct Names(Mutex<Maps>);
 
 #[derive(Default)]
 struct Maps {
-    public: HashMap<Sid, Sid>,
+    public: HashMap<Sid, (Sid, Transport)>,
     sockets: HashMap<Sid, Sid>,
 }
 
@@ -38,10 +39,10 @@ pub fn public_sid(socket: &SocketRef) -> Option<Sid> {
 impl Names {
     /// Names a socket, and puts it into the room of its name. When two sockets have one name, because a client was back
     /// before its old connection was found dead, the younger one has it.
-    pub fn name(self: &Arc<Self>, socket: &SocketRef, public: Sid) {
+    pub fn name(self: &Arc<Self>, socket: &SocketRef, public: Sid, transport: Transport) {
         {
             let mut maps = self.lock();
-            maps.public.insert(socket.id, public);
+            maps.public.insert(socket.id, (public, transport));
             maps.sockets.insert(public, socket.id);
         }
         let entry = Entry { socket: socket.id, public, names: self.clone() };
@@ -55,7 +56,13 @@ impl Names {
 
     pub fn public(&self, sockets: impl IntoIterator<Item = Sid>) -> Vec<Sid> {
         let maps = self.lock();
-        sockets.into_iter().filter_map(|socket| maps.public.get(&socket).copied()).collect()
+        sockets.into_iter().filter_map(|socket| maps.public.get(&socket).map(|named| named.0)).collect()
+    }
+
+    /// The transports of these sockets.
+    pub fn transports(&self, sockets: Vec<Sid>) -> Vec<Transport> {
+        let maps = self.lock();
+        sockets.iter().filter_map(|socket| maps.public.get(socket).map(|named| named.1.clone())).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Maps> {

@@ -130,7 +130,7 @@ impl Chat {
             false => socketio::our_plain_reply(socket.ns(), sid),
         };
         transport.arm(socketio::reply(socket.ns(), socket.id), reply);
-        self.hub.name(&socket, &attachment.seat.holder.sid);
+        self.hub.name(&socket, &attachment.seat.holder.sid, &transport);
         request::register(self, &socket, &transport, attachment.seat.clone());
         socket.extensions.insert(Waiting(Arc::new(Mutex::new(Some(attachment)))));
         Ok(())

@@ -75,7 +75,7 @@ impl Serialize for Args {
 }
 
 /// The frame of `4`, packet type, namespace, ack id and data.
-fn packet_bytes(ns: &str, id_digits: usize, data: usize) -> usize {
+pub(crate) fn packet_bytes(ns: &str, id_digits: usize, data: usize) -> usize {
     frame_bytes(2 + Prefix(ns).len() + id_digits + data)
 }
 

@@ -14,7 +14,7 @@ use std::{
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot, watch},
     time::timeout,
 };
 use tokio_tungstenite::tungstenite::Message;
@@ -38,6 +38,7 @@ struct Shared {
     attachments: Mutex<Vec<Vec<u8>>>,
     acks: Mutex<HashMap<u64, oneshot::Sender<Value>>>,
     answers: AtomicBool,
+    paused: watch::Sender<bool>,
     disconnected: AtomicBool,
     news: Notify,
 }
@@ -59,6 +60,7 @@ impl Client {
             attachments: Mutex::default(),
             acks: Mutex::default(),
             answers: true.into(),
+            paused: watch::Sender::new(false),
             disconnected: false.into(),
             news: Notify::new(),
         });
@@ -70,7 +72,7 @@ impl Client {
             loop {
                 tokio::select! {
                     Some(message) = outgoing.recv() => if to.send(message).await.is_err() { break },
-                    message = from.next() => match message {
+                    message = heard.next(&mut from) => match message {
                         Some(Ok(Message::Text(text))) => {
                             if let Some(connected) = text.strip_prefix(&format!("40{NS},")) {
                                 let reply: Value = serde_json::from_str(connected).unwrap();
@@ -102,6 +104,11 @@ impl Client {
     /// Whether it acknowledges events.
     pub fn answers(&self, answers: bool) {
         self.shared.answers.store(answers, SeqCst);
+    }
+
+    /// Stops reading, or goes on.
+    pub fn pause(&self, paused: bool) {
+        self.shared.paused.send_replace(paused);
     }
 
     pub async fn emit(&self, name: &str, arg: Value) {
@@ -169,6 +176,12 @@ impl Client {
 }
 
 impl Shared {
+    /// What the server sends, while this reads.
+    async fn next<S: futures_util::Stream + Unpin>(&self, from: &mut S) -> Option<S::Item> {
+        self.paused.subscribe().wait_for(|paused| !paused).await.ok()?;
+        from.next().await
+    }
+
     fn hear(&self, text: &str, me: &str) {
         if text == "2" {
             self.out.send(Message::text("3")).ok();
