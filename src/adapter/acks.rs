@@ -5,7 +5,7 @@
 //! A ── Acks ────▶ B ── those that have come ──▶ A      again, until none is due
 //! ```
 //!
-//! Acks are pulled, and a pull is answered within [`HELD`] also when none has come: so a node that dies is noticed within
+//! Acks are pulled, and a pull is answered within `HELD` also when none has come: so a node that dies is noticed within
 //! one deadline, however long clients may take, and its sockets' acks become errors in the stream.
 
 use std::{

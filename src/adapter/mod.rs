@@ -11,7 +11,7 @@
 //! - No caller waits for a node that does not answer for longer than [`ANSWER`].
 //! - **An Engine.IO id never leaves its node.** In socketioxide it is the socket's id, and over long-polling whoever knows
 //!   it can act as that client. So what `fetch_sockets` and acks name sockets by is moim's public sid, which is as long;
-//!   it is turned into the socket's own id on the node that holds it ([`names`]). Each socket is in the room of its public
+//!   it is turned into the socket's own id on the node that holds it (`names`). Each socket is in the room of its public
 //!   sid. A remote socket is looked for where the log says that its session is now, so that it stays the right one when
 //!   its client moves to another node.
 //! - A broadcast does not end in a string, or a stock client would take it for its offset: a `null` follows.
