@@ -294,6 +294,8 @@ pub enum Command {
     SetExpected {
         voters: u64,
     },
+    /// The leader found entries in these rooms that are older than `history.ttl`.
+    Sweep(Vec<(Namespace, Room)>),
 }
 
 impl Command {

@@ -21,8 +21,6 @@ use crate::{
 
 /// How long the leader may take to append, commit and answer; then the batch is sent again.
 const SEND_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a batch that the leader has committed may take to be applied here; then it is sent again.
-const LAND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause before a batch is sent again that could not be sent.
 const RETRY: Duration = Duration::from_millis(20);
 /// Pause before a node that was told that its incarnation is over starts the next one.
@@ -117,8 +115,8 @@ impl Driver {
                 biased;
                 last = landed() => return last,
                 sent = self.send(batch, leader.as_ref()) => match sent {
-                    // Committed: apply is on its way here, so the leader is not asked again for a while.
-                    Ok(()) => if let Ok(last) = tokio::time::timeout(LAND_TIMEOUT, landed()).await {
+                    // Committed: it is not sent again before this node has seen what became of it.
+                    Ok(index) => if let Some(last) = self.comes_by(index, landed()).await {
                         return last;
                     },
                     Err(Error::Fatal(why)) => return Err(Error::Fatal(why)),
@@ -133,26 +131,37 @@ impl Driver {
         }
     }
 
+    /// What has landed when this node has applied that index; `None` when the batch was not carried out there. Not bounded
+    /// in time: while the player holds apply up, sending the same batch again would only make the log longer.
+    async fn comes_by(&self, index: u64, landed: impl Future<Output = Result<Landed>>) -> Option<Result<Landed>> {
+        let mut applied = self.replica.applied();
+        tokio::select! {
+            biased;
+            last = landed => Some(last),
+            // It ends only with the state machine, and then `landed` says so.
+            Ok(_) = applied.wait_for(|applied| *applied >= index) => None,
+        }
+    }
+
     async fn landed(&self, batch: &Batch) -> Result<Landed> {
         let mut landed = self.proposals.landed();
         let here = |l: &Landed| l.incarnation == batch.incarnation && (l.over || l.sequence >= batch.sequence);
         landed.wait_for(here).await.map(|last| *last).map_err(|_| Error::fatal("the state machine has stopped"))
     }
 
-    async fn send(&self, batch: &Batch, leader: Option<&(NodeId, Peer)>) -> Result<()> {
+    /// The index at which it was committed.
+    async fn send(&self, batch: &Batch, leader: Option<&(NodeId, Peer)>) -> Result<u64> {
         match leader {
             None => {
                 tokio::time::sleep(RETRY).await;
                 Err(Error::unavailable("no leader is known"))
             }
-            Some((id, _)) if *id == self.local.node() => {
-                append(&self.consensus, &self.clock, batch.clone()).await.map(|_| ())
-            }
+            Some((id, _)) if *id == self.local.node() => append(&self.consensus, &self.clock, batch.clone()).await,
             Some((id, peer)) => {
                 let batch = Bytes::from(codec::encode(Kind::Batch, batch)?);
                 let request = CallRequest::Forward { batch };
                 match self.peers.call(*id, &peer.addr, &request, SEND_TIMEOUT).await? {
-                    CallResponse::Forwarded(Forwarded::Accepted { .. }) => Ok(()),
+                    CallResponse::Forwarded(Forwarded::Accepted { index }) => Ok(index),
                     _ => Err(Error::unavailable("it is not the leader any more")),
                 }
             }

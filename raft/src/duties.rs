@@ -20,6 +20,7 @@ use crate::{
     machine::Replica,
     net::{Local, Peers},
     propose::{Proposals, Ticket},
+    state::RoomName,
 };
 
 const TICK: Duration = Duration::from_millis(100);
@@ -31,6 +32,9 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(3);
 const EXPIRE_SLICE: usize = 1000;
 /// Users that one look finds offline; the rest wait for the next, so that rooms are not told of all of them at once.
 const OFFLINE_MAX: usize = 1000;
+
+/// Rooms that one look for old entries sees.
+const SWEEP_LOOK: usize = 100;
 
 pub(crate) struct Duties {
     pub node: NodeId,
@@ -55,6 +59,8 @@ struct Leading {
     lost: Watch<Holder>,
     away: Watch<Away>,
     looked: Instant,
+    /// After which room the next look for old entries begins.
+    swept: Option<RoomName>,
 }
 
 /// What one look after another finds to be so, and since when.
@@ -108,6 +114,7 @@ impl Duties {
             let lost = self.replica.read(|state| state.lost_sessions());
             self.find_offline(leading, &lost, now);
             self.expire(leading, lost, now);
+            self.sweep(leading);
         }
     }
 
@@ -157,6 +164,15 @@ impl Duties {
         }
     }
 
+    /// Rooms are trimmed when something is said in them; where nothing is, old entries are found by going round.
+    fn sweep(&self, leading: &mut Leading) {
+        let (stale, next) = self.replica.read(|state| state.stale_rooms(leading.swept.as_ref(), SWEEP_LOOK));
+        leading.swept = next;
+        if !stale.is_empty() {
+            self.proposals.push(Command::Sweep(stale), Ticket::nobody());
+        }
+    }
+
     fn expire(&self, leading: &mut Leading, lost: Vec<Holder>, now: Instant) {
         leading.lost.note(lost, now);
         for slice in leading.lost.so_for(self.session_ttl, now).chunks(EXPIRE_SLICE) {
@@ -169,7 +185,7 @@ impl Leading {
     fn new(term: u64, now: Instant) -> Self {
         // The first look is at once: the cluster's limits must not wait for the second.
         let looked = now.checked_sub(LOOK_EVERY).unwrap_or(now);
-        Self { term, since: now, lost: Watch(HashMap::new()), away: Watch(HashMap::new()), looked }
+        Self { term, since: now, lost: Watch(HashMap::new()), away: Watch(HashMap::new()), looked, swept: None }
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! | table | key | value |
 //! | --- | --- | --- |
-//! | meta | name | position, clock, limits, level, drain token |
+//! | meta | name | position, clock, limits, level, drain token, last entry of any room that is gone |
 //! | nodes | node | [`crate::state::Node`] |
 //! | sessions | sid | [`crate::state::Session`] |
 //! | pids | pid hash | sid |

@@ -56,7 +56,6 @@
 //!   16 bytes for each other one: see [`log`].)
 //! - A snapshot is built from a copy of the state: for a moment it is in memory twice.
 //! - The peer links prove a shared secret at their start; they are neither encrypted nor authenticated after it.
-//! - Trimming runs when something is appended to a room; a room that is left by everybody keeps its last entries.
 
 // Tests inside the crate share the test cluster with those outside, which names it.
 #[cfg(test)]

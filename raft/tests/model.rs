@@ -25,6 +25,8 @@ const HISTORY: usize = 8;
 const USERS: u64 = 5;
 const ROOMS: u64 = 4;
 const NODES: u64 = 3;
+/// As in the state.
+const EXITS_KEPT: usize = 16;
 
 /// xorshift64*: small, and the same everywhere.
 struct Rng(u64);
@@ -65,6 +67,8 @@ struct Seat {
     generation: u64,
     /// Rooms that it entered, and where.
     entered: BTreeMap<u64, u64>,
+    /// Rooms that it exited, from when to when.
+    exited: Vec<(u64, u64, u64)>,
     node: u64,
     incarnation: u64,
     lost: bool,
@@ -143,7 +147,11 @@ impl Model {
     fn due(&self, seat: &Seat, offset: u64, seam: u64) -> Vec<(u64, String)> {
         let offset = offset.max(seat.first);
         let heard = |e: &&Entry| {
-            e.members.contains(&seat.user) || seat.entered.get(&e.room).is_some_and(|entered| *entered < e.position)
+            let was_in =
+                |(room, from, to): &(u64, u64, u64)| *room == e.room && *from < e.position && e.position <= *to;
+            e.members.contains(&seat.user)
+                || seat.entered.get(&e.room).is_some_and(|entered| *entered < e.position)
+                || seat.exited.iter().any(was_in)
         };
         let due = self.log.iter().filter(|e| e.position > offset && e.position <= seam).filter(heard);
         due.map(|e| (e.position, e.what.clone())).collect()
@@ -248,7 +256,8 @@ impl Run {
         match wish {
             Wish::Open(n, user) => {
                 let (generation, entered) = (1, BTreeMap::new());
-                let seat = Seat { user, generation, entered, node, incarnation, lost: false, first: position };
+                let exited = Vec::new();
+                let seat = Seat { user, generation, entered, exited, node, incarnation, lost: false, first: position };
                 model.seats.insert(n, seat);
                 model.present.insert(user, position);
             }
@@ -289,7 +298,11 @@ impl Run {
                 let Some(seat) = model.held(&by) else { return false };
                 seat.entered.entry(room).or_insert(position);
             }
-            Wish::Exit(by, room) => return model.held(&by).is_some_and(|seat| seat.entered.remove(&room).is_some()),
+            Wish::Exit(by, room) => {
+                let Some(seat) = model.held(&by) else { return false };
+                let Some(since) = seat.entered.remove(&room) else { return false };
+                seat.exited.push((room, since, position));
+            }
             Wish::Say(by, room) => {
                 let Some(seat) = model.held(&by).cloned() else { return false };
                 if !model.rooms(&seat).contains(&room) {
@@ -424,6 +437,8 @@ impl Run {
                     let since = offset.max(seat.first);
                     let spans = |r| model.leaves.iter().filter(|l| (l.0, l.1) == (seat.user, r) && l.2 > since).count();
                     let dropped = (0..ROOMS).any(|r| spans(r) >= 2);
+                    let exits = seat.exited.iter().filter(|exit| exit.2 > since).count();
+                    let dropped = dropped || exits > EXITS_KEPT;
                     assert!(trimmed || dropped, "{n} from {offset} was refused for nothing");
                 }
             }

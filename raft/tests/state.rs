@@ -125,6 +125,10 @@ impl Script {
         self.run(Command::Enter { by: by.clone(), room: room(name) })
     }
 
+    fn exit(&mut self, by: &Holder, name: &str) -> Applied {
+        self.run(Command::Exit { by: by.clone(), room: room(name) })
+    }
+
     fn say(&mut self, by: &Holder, name: &str, text: &str) -> Applied {
         self.say_once(by, name, text, None)
     }
@@ -275,11 +279,11 @@ fn an_id_that_was_removed_before_its_first_start_is_never_used() {
     let commands = vec![Command::Started(NodeInfo::default())];
     let first = Batch { node: 77, incarnation: 1, sequence: 1, stamp: NOW, commands };
     assert_eq!(s.state.apply(&first), Outcome::Skipped(Skipped::NotLive));
-    let (hash, ended) = (s.state.hash(), s.state.node(77).map(|node| node.ended_at));
+    let (hash, ended) = (s.state.hash(), s.state.node(77).map(|node| node.ended));
     s.at += 1;
     s.run(Command::Removed { node: 77 });
     assert_ne!(s.state.hash(), hash, "a position was taken");
-    assert_eq!(s.state.node(77).map(|node| node.ended_at), ended, "a second time changes nothing");
+    assert_eq!(s.state.node(77).map(|node| node.ended), ended, "a second time changes nothing");
 }
 
 #[test]
@@ -629,6 +633,80 @@ fn what_a_session_heard_as_an_entered_one_is_replayed_also_when_its_user_joined_
     s.leave(&tab, "r");
     s.say(&other, "r", "3");
     assert_eq!(s.replay("m", entered).unwrap(), ["r:1", "r:+me", "r:2", "r:-me", "r:3"]);
+}
+
+#[test]
+fn what_a_session_missed_before_its_exit_is_still_due_to_it() {
+    let mut s = Script::new();
+    let (me, other) = (s.open("m", "me"), s.open("o", "other"));
+    s.join(&other, "r");
+    let entered = s.enter(&me, "r").position;
+    s.say(&other, "r", "1");
+    let exited = s.exit(&me, "r").position;
+    s.say(&other, "r", "2");
+    s.enter(&me, "r");
+    s.say(&other, "r", "3");
+    assert_eq!(s.replay("m", entered).unwrap(), ["r:1", "r:3"]);
+    assert_eq!(s.replay("m", exited).unwrap(), ["r:3"]);
+    // Only so many exits are kept; before those it cannot be said any more what was missed.
+    let kept = s.state.position();
+    for _ in 0..16 {
+        s.enter(&me, "other");
+        s.exit(&me, "other");
+    }
+    assert_eq!(s.replay("m", entered), Err(Incomplete::Trimmed));
+    assert_eq!(s.replay("m", kept).unwrap(), [""; 0]);
+}
+
+#[test]
+fn the_gap_of_a_session_begins_with_the_end_of_its_own_incarnation() {
+    let mut s = Script::new();
+    let (first, second) = (s.open("a", "alice"), s.open("b", "bob"));
+    s.run(Command::Lost(vec![second.clone()]));
+    s.start(1);
+    let bob = s.resume(&second, "b", "bob");
+    assert!(matches!(bob, Reply::Seated { generation: 2, .. }));
+    s.stamp += 7000;
+    s.start(1);
+    s.stamp += 2000;
+    let gap = |applied: Applied| match &applied.effects[..] {
+        [_, Effect::Seated(attached)] => attached.gap_ms,
+        other => panic!("{other:?}"),
+    };
+    let resume =
+        |read: Holder, name: &str, who: &str| Command::Resume { read, ns: ns(), user: user(who), pid: pid(name) };
+    assert_eq!(gap(s.run(resume(first, "a", "alice"))), Some(9000), "lost with the first restart");
+    assert_eq!(gap(s.run(resume(at(&second, 2), "b", "bob"))), Some(2000), "lost with the second");
+}
+
+#[test]
+fn a_room_that_nobody_speaks_in_is_swept_when_its_history_is_too_old() {
+    let mut s = Script::limited(|limits| limits.history_ttl_ms = 10_000);
+    let (me, tab) = (s.open("m", "me"), s.open("t", "me"));
+    s.enter(&tab, "left");
+    let missed = s.join(&me, "left").position;
+    s.say(&me, "left", "last words");
+    s.exit(&tab, "left");
+    s.leave(&me, "left");
+    s.join(&me, "quiet");
+    s.stamp += 10_001;
+    s.join(&me, "live");
+    let (stale, next) = s.state.stale_rooms(None, 100);
+    assert_eq!((stale.clone(), next), (vec![(ns(), room("left")), (ns(), room("quiet"))], None));
+    assert_eq!(s.state.stale_rooms(None, 1).1, Some((ns(), room("left"))), "the next look goes on there");
+    assert!(matches!(s.reply(Command::Sweep(stale)), Reply::Done));
+    assert_eq!(s.state.room(&ns(), &room("left")), None, "nobody is in it and nothing left of it");
+    assert_eq!(s.state.spans(&ns(), &user("me"), &room("left")), None);
+    let quiet = s.state.room(&ns(), &room("quiet")).expect("it has a member");
+    assert_eq!((quiet.members, quiet.entries, quiet.bytes), (1, 0, 0));
+    assert_eq!(s.state.stale_rooms(None, 100), (vec![], None));
+    // What is gone is known to be gone, also when the room is there again.
+    assert_eq!(s.replay("t", missed), Err(Incomplete::Trimmed));
+    let again = s.join(&me, "left").position;
+    assert_eq!(s.replay("t", missed), Err(Incomplete::Trimmed));
+    s.say(&me, "left", "new");
+    assert_eq!(s.replay("m", again).unwrap(), ["left:new"]);
+    assert_eq!(s.texts("left"), ["+me", "new"]);
 }
 
 #[test]

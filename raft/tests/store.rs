@@ -142,6 +142,47 @@ async fn a_feed_that_is_not_worked_off_holds_apply_back_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_waits_for_a_player_is_in_the_log_once() {
+    let c = Cluster::new(3).await;
+    let leader = c.leader().await;
+    let slow = (leader + 1) % 3;
+    let (by, own) = (c.node(leader).open_in_lobby("client").await, c.node(slow).open_in_lobby("own").await);
+    c.node(slow).playing.send_replace(false);
+    for n in 0..300 {
+        c.store(leader).call(say(&by, n.to_string())).await.expect("the other two are a quorum");
+    }
+    let answered = Arc::new(AtomicUsize::new(0));
+    let (store, told) = (c.store(slow), answered.clone());
+    store.propose(say(&own, "mine"), Ticket::new(move |_| _ = told.fetch_add(1, Ordering::SeqCst)));
+    until(|| c.node(leader).texts().last().is_some_and(|last| last == "mine")).await;
+    let before = c.store(leader).status().committed;
+    // Longer than a leader may take to answer.
+    tokio::time::sleep(Duration::from_millis(4500)).await;
+    assert_eq!(c.store(leader).status().committed, before);
+    c.node(slow).playing.send_replace(true);
+    until(|| answered.load(Ordering::SeqCst) == 1).await;
+    c.node(slow).call(say(&own, "after")).await;
+    c.agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_sweeps_rooms_that_everybody_left() {
+    let mut c = Cluster::new(1).await;
+    c.limits.history_ttl_ms = 300;
+    c.stop(0).await;
+    c.reopen(0).await;
+    c.all_started().await;
+    let by = c.node(0).open_in_lobby("client").await;
+    c.node(0).call(say(&by, "last words")).await;
+    c.node(0).call(Command::Leave { by, room: lobby() }).await;
+    assert!(c.store(0).read(|state| state.room(&ns(), &lobby()).is_some()));
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    // The state's clock goes on with the log.
+    c.node(0).call(Command::EndDrain { node: 0 }).await;
+    until(|| c.store(0).read(|state| state.room(&ns(), &lobby()).is_none())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_closes_although_nobody_works_its_feed_off() {
     let mut c = Cluster::new(3).await;
     let by = c.node(0).open_in_lobby("client").await;

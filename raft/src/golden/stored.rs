@@ -74,6 +74,7 @@ fn commands() -> Vec<Command> {
         Command::Offline(vec![Away { ns: ns(), user: user(), attached: Position(812) }]),
         Command::SetLevel(2),
         Command::SetExpected { voters: 3 },
+        Command::Sweep(vec![(ns(), room())]),
     ]
 }
 
@@ -239,7 +240,7 @@ fn golden_state() {
         incarnation,
         live: true,
         sequence: 41,
-        ended_at: 1_700_000_000_000,
+        ended: vec![(1, 1_600_000_000_000), (2, 1_700_000_000_000)],
         removed: false,
     };
     body("state_node", vec![node]).check();
@@ -250,6 +251,8 @@ fn golden_state() {
         guest: false,
         pid: [0xab; 32],
         entered: vec![(room(), Position(700))],
+        exited: vec![(room(), Position(610), Position(620))],
+        forgotten: Position(0),
         node: 7,
         incarnation,
         generation: 2,

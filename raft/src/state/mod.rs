@@ -28,7 +28,7 @@ mod session;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use node::Node;
-pub use room::{Mid, MidsOf, RoomRecord, Span, Spans};
+pub use room::{Mid, MidsOf, RoomName, RoomRecord, Span, Spans};
 pub use session::Session;
 
 use crate::{
@@ -156,6 +156,7 @@ impl State {
             Command::Offline(users) => self.offline(users, effects),
             Command::SetLevel(level) => self.set_level(*level),
             Command::SetExpected { voters } => self.set_expected(*voters),
+            Command::Sweep(rooms) => self.sweep(rooms),
         }
     }
 

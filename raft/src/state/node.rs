@@ -19,10 +19,33 @@ pub struct Node {
     pub live: bool,
     /// The last batch of that incarnation that was applied.
     pub sequence: u64,
-    /// When the incarnation before this one was found to be over, or this one, when it is not live.
-    pub ended_at: Stamp,
+    /// Its last incarnations that were found to be over, and when, oldest first.
+    pub ended: Vec<(Incarnation, Stamp)>,
     /// Removed for good: the id may not come back.
     pub removed: bool,
+}
+
+/// Ends of incarnations that a node's record keeps. A session of an earlier one counts as lost when the oldest of these
+/// ended, which makes its gap too short in a report and nothing else.
+const ENDS_KEPT: usize = 8;
+
+impl Node {
+    /// One that never started.
+    fn unknown(id: NodeId) -> Self {
+        let (info, ended) = (NodeInfo::default(), Vec::new());
+        Self { id, info, incarnation: 0, live: false, sequence: 0, ended, removed: false }
+    }
+
+    fn end(&mut self, at: Stamp) {
+        self.live = false;
+        self.ended.push((self.incarnation, at));
+        self.ended.drain(..self.ended.len().saturating_sub(ENDS_KEPT));
+    }
+
+    /// When an incarnation was over, if it is.
+    pub fn ended_at(&self, incarnation: Incarnation) -> Option<Stamp> {
+        self.ended.iter().find(|(ended, _)| *ended >= incarnation).map(|(_, at)| *at)
+    }
 }
 
 impl State {
@@ -59,19 +82,24 @@ impl State {
         info: &NodeInfo,
         effects: &mut Vec<Effect>,
     ) -> Result<Reply, Refusal> {
-        let before = self.node(by.node);
-        let ended_at = match &before {
-            Some(node) if node.live => {
-                effects.push(Effect::Down { node: node.id, incarnation: node.incarnation });
-                self.clock
+        let mut ended = Vec::new();
+        if let Some(mut before) = self.node(by.node) {
+            if before.live {
+                before.end(self.clock);
+                effects.push(Effect::Down { node: before.id, incarnation: before.incarnation });
             }
-            Some(node) => node.ended_at,
-            None => 0,
-        };
+            ended = before.ended;
+        }
         let info = info.clone();
-        let node =
-            Node { id: by.node, info, incarnation: by.incarnation, live: true, sequence: 1, ended_at, removed: false };
-        self.put_node(&node);
+        self.put_node(&Node {
+            id: by.node,
+            info,
+            incarnation: by.incarnation,
+            live: true,
+            sequence: 1,
+            ended,
+            removed: false,
+        });
         Ok(Reply::Done)
     }
 
@@ -85,8 +113,7 @@ impl State {
         if node.incarnation != incarnation || !node.live {
             return Ok(Reply::Done);
         }
-        node.live = false;
-        node.ended_at = self.clock;
+        node.end(self.clock);
         self.put_node(&node);
         effects.push(Effect::Down { node: id, incarnation });
         Ok(Reply::Done)
@@ -102,9 +129,8 @@ impl State {
         }
         self.end_drain(id)?;
         // One that never started has no row yet, and gets one for this.
-        let (info, incarnation, sequence) =
-            before.map(|node| (node.info, node.incarnation, node.sequence)).unwrap_or_default();
-        self.put_node(&Node { id, info, incarnation, live: false, sequence, ended_at: self.clock, removed: true });
+        let node = self.node(id).unwrap_or_else(|| Node::unknown(id));
+        self.put_node(&Node { removed: true, ..node });
         Ok(Reply::Done)
     }
 

@@ -51,7 +51,7 @@ impl State {
             return Err(Incomplete::Future);
         }
         let offset = offset.max(session.first);
-        if self.dropped(&session.ns, &session.user) > offset {
+        if self.dropped(&session.ns, &session.user).max(session.forgotten) > offset {
             return Err(Incomplete::Trimmed);
         }
         let mut received: BTreeMap<Room, Vec<Range>> = BTreeMap::new();
@@ -65,6 +65,9 @@ impl State {
         }
         for (room, entered) in &session.entered {
             received.entry(room.clone()).or_default().push((*entered, seam));
+        }
+        for (room, entered, exited) in &session.exited {
+            received.entry(room.clone()).or_default().push((*entered, *exited));
         }
         let mut budget = Budget { limit, entries: 0, bytes: 0 };
         let mut due = Vec::new();
@@ -87,7 +90,7 @@ impl State {
         budget: &mut Budget,
         due: &mut Vec<(Room, RoomEntry)>,
     ) -> Result<(), Incomplete> {
-        let floor = self.room(&session.ns, room).map_or(Position(0), |record| record.floor);
+        let floor = self.room(&session.ns, room).map_or_else(|| self.swept(), |record| record.floor);
         if floor > from {
             return Err(Incomplete::Trimmed);
         }

@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::{State, decode};
 use crate::{
     command::{Effect, Holder, Namespace, Position, Refusal, Reply, Room, RoomEntry, Stamp, User, What},
-    keys,
+    keys::{self, Key, Table},
 };
 
+/// Entries that one sweep removes at most.
+const SWEEP_ENTRIES: usize = 1000;
 /// Bytes that an entry counts for beside its text.
 const ENTRY_BYTES: u64 = 64;
 
@@ -26,6 +28,15 @@ pub struct RoomRecord {
     /// When the oldest entry was written.
     pub oldest: Stamp,
 }
+
+impl RoomRecord {
+    fn is_empty(&self) -> bool {
+        self.members + self.entered + self.entries == 0
+    }
+}
+
+/// A room and its namespace.
+pub type RoomName = (Namespace, Room);
 
 /// From a join to a leave, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,10 +151,9 @@ impl State {
 
     pub(super) fn exit(&mut self, by: &Holder, room: &Room, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
         let mut session = self.held(by)?;
-        let Some(at) = session.entered.iter().position(|(entered, _)| entered == room) else {
+        if !session.exit(room, self.position) {
             return Err(Refusal::NotMember);
-        };
-        session.entered.remove(at);
+        }
         self.put(keys::session(&session.sid), &session);
         self.kv.delete(&keys::entered(&session.ns, room, &session.sid));
         self.touch_room(&session.ns, room, |record| record.entered -= 1);
@@ -190,7 +200,7 @@ impl State {
         change: impl FnOnce(&mut RoomRecord),
         effects: &mut Vec<Effect>,
     ) -> RoomRecord {
-        let mut record = self.room(ns, room).unwrap_or_default();
+        let mut record = self.room_or_new(ns, room);
         let entry = RoomEntry { position: self.position, at: self.clock, user: user.clone(), what };
         // No two entries have one position.
         self.put_new(keys::history(ns, room, self.position), &entry);
@@ -210,7 +220,7 @@ impl State {
         let before = record.floor;
         loop {
             let too_many = record.entries > self.limits.history_size || record.bytes > self.limits.history_bytes;
-            let too_old = record.oldest.saturating_add(self.limits.history_ttl_ms) < self.clock;
+            let too_old = self.is_too_old(record.oldest);
             // The newest entry stays, whatever its size: somebody was just told that it is there.
             if !(too_many || too_old) || record.entries <= 1 {
                 break;
@@ -224,6 +234,77 @@ impl State {
         if record.floor != before {
             self.drop_past_spans(ns, room, record.floor);
         }
+    }
+
+    /// Trims by age where nothing is said any more, also the newest entry; a room of which nothing is left goes. What a
+    /// command would trim beyond its bound waits for the next one.
+    pub(super) fn sweep(&mut self, rooms: &[(Namespace, Room)]) -> Result<Reply, Refusal> {
+        let mut left = SWEEP_ENTRIES;
+        for (ns, room) in rooms {
+            let Some(mut record) = self.room(ns, room) else { continue };
+            let before = record.floor;
+            let prefix = keys::history_prefix(ns, room);
+            let floor = keys::history(ns, room, before);
+            let rows =
+                self.kv.scan_from(&prefix, Bound::Excluded(&floor)).map(|(_, value)| decode::<RoomEntry>(&value));
+            let old = rows.take_while(|entry| self.is_too_old(entry.at)).take(left);
+            let old: Vec<RoomEntry> = old.collect();
+            left -= old.len();
+            for entry in old {
+                self.kv.delete(&keys::history(ns, room, entry.position));
+                record.entries -= 1;
+                record.bytes -= entry_bytes(&entry);
+                record.floor = entry.position;
+            }
+            if record.floor == before {
+                continue;
+            }
+            let oldest = keys::history(ns, room, record.floor);
+            let oldest = self.kv.scan_from(&prefix, Bound::Excluded(&oldest)).next();
+            record.oldest = oldest.map_or(0, |(_, value)| decode::<RoomEntry>(&value).at);
+            self.drop_past_spans(ns, room, record.floor);
+            if record.is_empty() {
+                self.kv.delete(&keys::room(ns, room));
+                self.put(keys::meta("swept"), &record.floor.max(self.swept()));
+            } else {
+                self.put(keys::room(ns, room), &record);
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    fn is_too_old(&self, at: Stamp) -> bool {
+        at.saturating_add(self.limits.history_ttl_ms) < self.clock
+    }
+
+    /// Rooms with entries that are too old, among the next `look` after a name; and the name to go on after, if there are
+    /// more.
+    pub fn stale_rooms(&self, after: Option<&RoomName>, look: usize) -> (Vec<RoomName>, Option<RoomName>) {
+        let prefix = Key::new(Table::Rooms).done();
+        let from = after.map(|(ns, room)| keys::room(ns, room));
+        let from = from.as_deref().map_or(Bound::Included(prefix.as_slice()), Bound::Excluded);
+        let (mut stale, mut last, mut seen) = (Vec::new(), None, 0);
+        for (key, value) in self.kv.scan_from(&prefix, from).take(look) {
+            seen += 1;
+            let Some((ns, room)) = keys::two_texts(&key[prefix.len()..]) else { continue };
+            let Some(name) = Namespace::new(ns).zip(Room::new(room)) else { continue };
+            let record: RoomRecord = decode(&value);
+            if record.entries > 0 && self.is_too_old(record.oldest) {
+                stale.push(name.clone());
+            }
+            last = Some(name);
+        }
+        (stale, last.filter(|_| seen == look))
+    }
+
+    /// The last entry of any room that is gone.
+    pub(super) fn swept(&self) -> Position {
+        self.get(&keys::meta("swept")).unwrap_or_default()
+    }
+
+    /// A new room may have been there before: its floor is where the last one that went ended.
+    fn room_or_new(&self, ns: &Namespace, room: &Room) -> RoomRecord {
+        self.room(ns, room).unwrap_or_else(|| RoomRecord { floor: self.swept(), ..RoomRecord::default() })
     }
 
     /// Of what is above the floor. It begins there, because what was trimmed a moment ago may still be in the way.
@@ -318,11 +399,11 @@ impl State {
 
     /// Changes a room's counts; a room of which nothing is left goes.
     pub(super) fn touch_room(&mut self, ns: &Namespace, room: &Room, change: impl FnOnce(&mut RoomRecord)) {
-        let mut record = self.room(ns, room).unwrap_or_default();
+        let mut record = self.room_or_new(ns, room);
         change(&mut record);
-        match record.members + record.entered + record.entries {
-            0 => _ = self.kv.delete(&keys::room(ns, room)),
-            _ => self.put(keys::room(ns, room), &record),
+        match record.is_empty() {
+            true => _ = self.kv.delete(&keys::room(ns, room)),
+            false => self.put(keys::room(ns, room), &record),
         }
     }
 }

@@ -21,6 +21,10 @@ pub struct Session {
     pub pid: PidHash,
     /// Rooms that it entered for itself, and since when.
     pub entered: Vec<(Room, Position)>,
+    /// Rooms that it exited, from when to when it was in them, by the latter. What it missed there is still due to it.
+    pub exited: Vec<(Room, Position, Position)>,
+    /// The last exit that was forgotten.
+    pub forgotten: Position,
     pub node: NodeId,
     pub incarnation: Incarnation,
     pub generation: Generation,
@@ -30,7 +34,21 @@ pub struct Session {
     pub lost_at: Option<Stamp>,
 }
 
+/// Exits that a session's record keeps; a client that had not heard what came before an older one is told to start anew.
+const EXITS_KEPT: usize = 16;
+
 impl Session {
+    /// False when it had not entered.
+    pub(super) fn exit(&mut self, room: &Room, at: Position) -> bool {
+        let Some(nth) = self.entered.iter().position(|(entered, _)| entered == room) else { return false };
+        let (room, since) = self.entered.remove(nth);
+        if self.exited.len() == EXITS_KEPT {
+            self.forgotten = self.exited.remove(0).2;
+        }
+        self.exited.push((room, since, at));
+        true
+    }
+
     pub fn holder(&self) -> Holder {
         Holder { sid: self.sid.clone(), generation: self.generation }
     }
@@ -60,6 +78,8 @@ impl State {
             guest,
             pid: *pid,
             entered: Vec::new(),
+            exited: Vec::new(),
+            forgotten: Position(0),
             node: by.node,
             incarnation: by.incarnation,
             generation: 1,
@@ -212,7 +232,6 @@ impl State {
 
     /// When its transport went, as far as the log knows: its own loss, or the end of its node's incarnation.
     pub fn lost_since(&self, session: &Session) -> Option<Stamp> {
-        let ended = || self.node(session.node).filter(|_| !self.is_attached(session)).map(|node| node.ended_at);
-        session.lost_at.or_else(ended)
+        session.lost_at.or_else(|| self.node(session.node)?.ended_at(session.incarnation))
     }
 }

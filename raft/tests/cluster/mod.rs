@@ -47,6 +47,7 @@ pub struct Cluster {
     pub nodes: Vec<Option<Node>>,
     /// What the program of each node knows, from its next start on.
     pub levels: Vec<Levels>,
+    pub limits: Limits,
 }
 
 pub struct Node {
@@ -79,7 +80,8 @@ impl Cluster {
         let listens = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
         let dir = tempfile::tempdir().unwrap();
         let levels = vec![KNOWN; addrs.len()];
-        let mut cluster = Self { dir, listens, addrs, expect, nodes: Vec::new(), levels };
+        let limits = Limits::default();
+        let mut cluster = Self { dir, listens, addrs, expect, nodes: Vec::new(), levels, limits };
         for (i, listener) in listeners.into_iter().enumerate() {
             let node = cluster.open(i, listener).await;
             cluster.nodes.push(Some(node));
@@ -105,7 +107,7 @@ impl Cluster {
             join: self.addrs.clone(),
             expect: self.expect,
             secret: Secret::default(),
-            limits: Limits::default(),
+            limits: self.limits.clone(),
             node_timeout: Duration::from_secs(1),
             replace_after: REPLACE_AFTER,
             session_ttl: Duration::from_secs(3),
