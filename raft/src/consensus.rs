@@ -199,9 +199,9 @@ impl Leaders {
     }
 }
 
-/// openraft's settings for a pace: how often a leader speaks, how long it may be silent at least, and after how many
-/// entries a snapshot is written. The log keeps as many behind one: a node that was away for fewer catches up from it.
-pub fn settings(heartbeat: Duration, election: Duration, snapshot_every: u64) -> Result<openraft::Config> {
+/// openraft's settings for a pace: how often a leader speaks, and how long it may be silent at least. Snapshots and purges
+/// are left to [`crate::retention`]: openraft can count entries only.
+pub fn settings(heartbeat: Duration, election: Duration) -> Result<openraft::Config> {
     let raft = openraft::Config {
         cluster_name: "moim".to_owned(),
         heartbeat_interval: heartbeat.as_millis() as u64,
@@ -211,9 +211,8 @@ pub fn settings(heartbeat: Duration, election: Duration, snapshot_every: u64) ->
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(false),
         allow_log_reversion: None,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_every),
-        max_in_snapshot_log_to_keep: snapshot_every,
-        replication_lag_threshold: snapshot_every * 4,
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
         max_payload_entries: 512,
         // A lone proposal goes to the others as soon as the log has taken it.
         broadcast_submitted_on_append: Some(true),

@@ -27,6 +27,7 @@
 //! | what can be replicated, and what it does | [`command`], [`state`] |
 //! | how a command gets into the log once | `propose`, `drive` |
 //! | what is on disk and why it is still there after a power cut | [`wal`], [`log`], [`snapshot`], `base`, `disk` |
+//! | when a snapshot is written, and how much log is kept behind it | `retention` |
 //! | whether all nodes have one state | [`divergence`] |
 //! | who is alive, whose session is over, whose clock is wrong | `duties`, `clock` |
 //! | how a cluster goes from one version to the next | [`level`], [`codec`] |
@@ -86,6 +87,7 @@ pub mod net;
 mod observe;
 pub mod propose;
 pub mod raft;
+mod retention;
 pub mod snapshot;
 pub mod state;
 pub mod store;

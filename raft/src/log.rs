@@ -114,6 +114,11 @@ impl Log {
         self.tail().bytes_after(index)
     }
 
+    /// Bytes of all entries.
+    pub fn bytes_in_all(&self) -> u64 {
+        self.tail().bytes_in_all()
+    }
+
     /// The lowest index from which on the entries up to `last` have no more than `bytes`; `last + 1` if none does.
     pub fn reach_back(&self, last: u64, bytes: u64) -> u64 {
         self.tail().reach_back(last, bytes)

@@ -40,6 +40,7 @@ use crate::{
     observe::Observer,
     propose::{Proposals, Ticket},
     raft::Peer,
+    retention::Retention,
     snapshot::Snapshots,
     state::{Applied, State},
 };
@@ -80,7 +81,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Least time without a leader before a node stands for election; at most twice as long.
     pub election: Duration,
-    /// Entries after which a snapshot is written, and which the log keeps behind it.
+    /// Entries after which a snapshot is due although they have few bytes, and which the log keeps at most behind one. It bounds
+    /// what a log of tiny entries costs in memory; else bytes decide: see `retention`.
     pub snapshot_every: u64,
 }
 
@@ -182,14 +184,15 @@ impl Store {
         let (bus_feed, bus) = mpsc::channel(BUS_FRAMES_MAX);
         let (tunnel_feed, tunnels) = mpsc::channel(TUNNELS_MAX);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let opened = Machine::open(node, levels, base, found, snapshots, proposals.clone(), feed, stop.clone());
+        let opened = Machine::open(node, levels, base, found, snapshots.clone(), proposals.clone(), feed, stop.clone());
         let (machine, machine_gone) = opened?;
         let (replica, checkpoints) = (machine.replica(), machine.health());
         local.set_level(replica.read(|state| state.level()));
         let network = Network::new(local.clone());
+        let transfers = network.transfers();
         let raft = Raft::build(
             node,
-            Arc::new(consensus::settings(config.heartbeat, config.election, config.snapshot_every)?),
+            Arc::new(consensus::settings(config.heartbeat, config.election)?),
             network,
             log.clone(),
             machine,
@@ -198,6 +201,15 @@ impl Store {
         raft.run();
         let heard = Heard::default();
         let consensus = Consensus::new(raft.clone(), heard.clone(), node);
+        let retention = Retention {
+            node,
+            consensus: consensus.clone(),
+            log: log.clone(),
+            snapshots,
+            transfers,
+            snapshot_every: config.snapshot_every,
+        };
+        tasks.spawn(stop.clone().run_until_cancelled_owned(retention.run()));
         let peers = Arc::new(Peers::new(local.clone()));
         let clock = Arc::new(Clock::new(node, consensus.clone(), peers.clone()));
         let comparison = Arc::new(Comparison::new(node, consensus.clone(), peers.clone(), replica.clone()));

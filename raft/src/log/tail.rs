@@ -214,6 +214,11 @@ impl Tail {
         self.end_bytes() - self.start_bytes(at.min(self.positions.len()))
     }
 
+    /// Bytes of all entries.
+    pub fn bytes_in_all(&self) -> u64 {
+        self.end_bytes() - self.base
+    }
+
     /// The lowest index from which on the entries up to `last` have no more than `bytes`; `last + 1` if none does.
     pub fn reach_back(&self, last: u64, bytes: u64) -> u64 {
         let at = ((last + 1).saturating_sub(self.first) as usize).min(self.positions.len());

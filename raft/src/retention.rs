@@ -1,0 +1,213 @@
+//! When a snapshot is written, and how much of the log is kept behind it.
+//!
+//! A snapshot is due by the log that a start would have to apply, not by a count of entries alone: after `max(64 MiB, half of
+//! the last snapshot)`. So it costs at most twice what the log cost, and a small cluster rarely writes one. The nodes take
+//! turns, staggered by id.
+//!
+//! What always holds:
+//!
+//! * What is purged lies in a snapshot file that is synced and named. (openraft keeps to the snapshot that it knows; this
+//!   looks at the folder, too.)
+//! * A good stretch of log stays behind each snapshot: a node that restarts catches up from it and needs no snapshot.
+//! * While a snapshot is on its way to a node, no other is written, and nothing behind it is purged; nor what a node that
+//!   answers has still to get. Otherwise a slow node would never arrive: each snapshot would be too old when it is there.
+//!   This patience is bounded, in time and in bytes of log.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::{base::Point, command::NodeId, consensus::Consensus, log::Log, net::Transfers, snapshot::Snapshots};
+
+/// Log since the last snapshot that makes one due, unless half of the snapshot is more.
+pub const SNAPSHOT_BYTES: u64 = 64 << 20;
+/// Log that is kept behind a snapshot, in bytes and in entries; whichever is less.
+pub const KEEP_BYTES: u64 = 64 << 20;
+pub const KEEP_ENTRIES: u64 = 200_000;
+/// Log that is kept for other nodes at most. One that is further behind gets a snapshot, however often.
+pub const HOLD_BYTES: u64 = 1 << 30;
+/// A transfer that takes longer holds nothing up any more.
+const HOLD_TIME: Duration = Duration::from_secs(15 * 60);
+/// A node that was heard of within this time is waited for.
+const HEARD_WITHIN: Duration = Duration::from_secs(5);
+
+const TICK: Duration = Duration::from_millis(200);
+/// A snapshot that was asked for and did not come is asked for again.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+
+/// Where the log stands, as the rule sees it. Indexes are those of the last entry that counts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Look {
+    applied: u64,
+    /// Covered by the newest snapshot; `None` without one.
+    snapshot: Option<u64>,
+    snapshot_bytes: u64,
+    /// Entries up to this one are purged.
+    purged: Option<u64>,
+    bytes_since_snapshot: u64,
+    /// The lowest index from which on there are [`KEEP_BYTES`] up to the snapshot.
+    keep_from: u64,
+    /// Entries after this one are kept for another node.
+    held: Option<u64>,
+    is_sending: bool,
+    /// This node's place among all nodes by id, and how many there are.
+    turn: (u64, u64),
+}
+
+/// A count of entries that bounds both, for many tiny ones (each costs its place in memory), and for tests.
+#[derive(Clone, Copy, Debug)]
+struct Rule {
+    snapshot_every: u64,
+}
+
+impl Rule {
+    fn is_due(self, look: &Look) -> bool {
+        let (turn, nodes) = look.turn;
+        // The last one waits half as long again as the first.
+        let staggered = |bound: u64| bound + bound / 2 * turn / nodes.max(1);
+        let entries = look.snapshot.map_or(look.applied, |snapshot| look.applied.saturating_sub(snapshot));
+        let bytes = SNAPSHOT_BYTES.max(look.snapshot_bytes / 2);
+        let long = look.bytes_since_snapshot >= staggered(bytes) || entries >= staggered(self.snapshot_every);
+        let may = !look.is_sending || look.bytes_since_snapshot >= HOLD_BYTES;
+        entries > 0 && long && may
+    }
+
+    /// The last entry to purge, if there is something to purge.
+    fn purge_upto(self, look: &Look) -> Option<u64> {
+        let snapshot = look.snapshot?;
+        let entries = KEEP_ENTRIES.min(self.snapshot_every);
+        let first = look.keep_from.max((snapshot + 1).saturating_sub(entries));
+        let upto = first.min(snapshot + 1).checked_sub(1)?;
+        let upto = look.held.map_or(upto, |held| upto.min(held));
+        look.purged.is_none_or(|purged| upto > purged).then_some(upto)
+    }
+}
+
+pub(crate) struct Retention {
+    pub node: NodeId,
+    pub consensus: Consensus,
+    pub log: Log,
+    pub snapshots: Snapshots,
+    pub transfers: Arc<Transfers>,
+    /// Entries after which a snapshot is due however few bytes they have, and which the log keeps at most.
+    pub snapshot_every: u64,
+}
+
+impl Retention {
+    pub async fn run(self) {
+        let rule = Rule { snapshot_every: self.snapshot_every };
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut newest = None;
+        let mut asked: Option<(u64, Instant)> = None;
+        loop {
+            tick.tick().await;
+            let look = self.look(&mut newest);
+            let trigger = self.consensus.raft.trigger();
+            let waiting = asked.is_some_and(|(at, when)| look.snapshot < Some(at) && when.elapsed() < ASK_AGAIN);
+            // Errors: Raft has stopped, and says so elsewhere.
+            if !waiting && rule.is_due(&look) {
+                asked = Some((look.applied, Instant::now()));
+                _ = trigger.snapshot().await;
+            }
+            if let Some(upto) = rule.purge_upto(&look) {
+                tracing::debug!(upto, ?look, "the log is purged");
+                _ = trigger.purge_log(upto).await;
+            }
+        }
+    }
+
+    /// `newest` remembers the size of the newest file, by the index that Raft knows.
+    fn look(&self, newest: &mut Option<(u64, u64)>) -> Look {
+        let metrics = self.consensus.metrics();
+        let known = metrics.snapshot.map(|id| id.index);
+        if let Some(index) = known.filter(|index| newest.is_none_or(|(of, _)| of != *index)) {
+            *newest = self.newest_file().filter(|(of, _)| *of >= index).map(|(_, bytes)| (index, bytes));
+        }
+        let (snapshot, snapshot_bytes) = newest.map_or((None, 0), |(index, bytes)| (Some(index), bytes));
+        let purged = metrics.purged.map(|id| id.index);
+        let sending = self.transfers.oldest(HOLD_TIME);
+        let behind = metrics.replication.iter().flatten().filter(|(node, _)| {
+            **node != self.node && self.consensus.heard_of(**node).is_some_and(|at| at.elapsed() < HEARD_WITHIN)
+        });
+        // Who is behind what is purged already waits for a snapshot: `sending` speaks for it.
+        let matched = behind.filter_map(|(_, matched)| matched.map(|id| id.index)).filter(|at| Some(*at) >= purged);
+        let held = sending.into_iter().chain(matched).min();
+        let members = self.consensus.members();
+        let turn = members.iter().filter(|(node, _)| *node < self.node).count();
+        Look {
+            applied: metrics.last_applied.map_or(0, |id| id.index),
+            snapshot,
+            snapshot_bytes,
+            purged,
+            bytes_since_snapshot: snapshot.map_or_else(|| self.log.bytes_in_all(), |index| self.log.bytes_after(index)),
+            keep_from: snapshot.map_or(0, |index| self.log.reach_back(index, KEEP_BYTES)),
+            held: held.filter(|held| self.log.bytes_after(*held) < HOLD_BYTES),
+            is_sending: sending.is_some(),
+            turn: (turn as u64, members.len() as u64),
+        }
+    }
+
+    /// The index that the newest file covers, and its bytes.
+    fn newest_file(&self) -> Option<(u64, u64)> {
+        let (path, point) = self.snapshots.newest_header()?;
+        Some((Point::index(&point)?, path.metadata().ok()?.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANY: Rule = Rule { snapshot_every: 1 << 30 };
+
+    #[test]
+    fn a_snapshot_is_due_by_bytes_of_log_and_large_ones_are_rarer() {
+        let look = |since, size| Look {
+            applied: 900,
+            snapshot: Some(100),
+            bytes_since_snapshot: since,
+            snapshot_bytes: size,
+            turn: (0, 3),
+            ..Look::default()
+        };
+        assert!(!MANY.is_due(&look(SNAPSHOT_BYTES - 1, 0)));
+        assert!(MANY.is_due(&look(SNAPSHOT_BYTES, 0)));
+        assert!(!MANY.is_due(&look(SNAPSHOT_BYTES, 1 << 30)));
+        assert!(MANY.is_due(&look(1 << 29, 1 << 30)));
+        assert!(Rule { snapshot_every: 800 }.is_due(&look(1, 0)));
+        assert!(!Rule { snapshot_every: 801 }.is_due(&look(1, 0)));
+        let nothing_new = Look { applied: 100, ..look(SNAPSHOT_BYTES, 0) };
+        assert!(!MANY.is_due(&nothing_new));
+    }
+
+    #[test]
+    fn nodes_take_turns() {
+        let due = |turn, bytes| {
+            MANY.is_due(&Look { applied: 9, bytes_since_snapshot: bytes, turn: (turn, 3), ..Look::default() })
+        };
+        assert!(due(0, SNAPSHOT_BYTES) && !due(1, SNAPSHOT_BYTES) && !due(2, SNAPSHOT_BYTES + SNAPSHOT_BYTES / 6));
+        assert!((0..3).all(|turn| due(turn, SNAPSHOT_BYTES * 3 / 2)));
+    }
+
+    #[test]
+    fn while_one_is_sent_no_other_is_written_within_bounds() {
+        let look = |since| Look { applied: 9, bytes_since_snapshot: since, is_sending: true, ..Look::default() };
+        assert!(!MANY.is_due(&look(HOLD_BYTES - 1)));
+        assert!(MANY.is_due(&look(HOLD_BYTES)));
+    }
+
+    #[test]
+    fn the_log_keeps_a_stretch_behind_a_snapshot_and_what_is_held() {
+        let look = Look { applied: 5000, snapshot: Some(4000), keep_from: 3000, purged: Some(10), ..Look::default() };
+        assert_eq!(MANY.purge_upto(&look), Some(2999));
+        assert_eq!(Rule { snapshot_every: 300 }.purge_upto(&look), Some(3700));
+        assert_eq!(MANY.purge_upto(&Look { held: Some(50), ..look }), Some(50));
+        assert_eq!(MANY.purge_upto(&Look { held: Some(10), ..look }), None);
+        assert_eq!(MANY.purge_upto(&Look { purged: Some(2999), ..look }), None);
+        assert_eq!(MANY.purge_upto(&Look { snapshot: None, ..look }), None);
+        assert_eq!(MANY.purge_upto(&Look { keep_from: 0, ..look }), None, "all of it is little");
+        // Not even when nothing of it were to be kept is more purged than the snapshot covers.
+        assert_eq!(Rule { snapshot_every: 0 }.purge_upto(&Look { keep_from: 9999, ..look }), Some(4000));
+    }
+}
