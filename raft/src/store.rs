@@ -190,13 +190,14 @@ impl Store {
         local.set_level(replica.read(|state| state.level()));
         let network = Network::new(local.clone());
         let transfers = network.transfers();
-        let raft = Raft::build(
+        // Boxed: the future holds all of Raft by value, and so would everybody who waits for this one.
+        let raft = Box::pin(Raft::build(
             node,
             Arc::new(consensus::settings(config.heartbeat, config.election)?),
             network,
             log.clone(),
             machine,
-        );
+        ));
         let raft = raft.await.map_err(Error::fatal)?;
         raft.run();
         let heard = Heard::default();
