@@ -104,7 +104,7 @@ async fn a_slow_install_under_load_is_one_snapshot_and_the_rest_comes_from_the_l
         tokio::spawn(slow_bulk(before, behind.local_addr().unwrap().to_string(), bulk.clone()));
         listeners.push(behind);
     }
-    let mut c = Cluster::with(listeners, addrs).await;
+    let mut c = Cluster::with(listeners, addrs, 3).await;
     let leader = c.leader().await;
     let away = (leader + 1) % 3;
     let by = c.node(leader).open_in_lobby("client").await;
