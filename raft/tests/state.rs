@@ -700,6 +700,16 @@ fn a_room_that_nobody_speaks_in_is_swept_when_its_history_is_too_old() {
     let quiet = s.state.room(&ns(), &room("quiet")).expect("it has a member");
     assert_eq!((quiet.members, quiet.entries, quiet.bytes), (1, 0, 0));
     assert_eq!(s.state.stale_rooms(None, 100), (vec![], None));
+    // Also where a session alone is left when the last entry goes, and then exits.
+    s.enter(&tab, "entered");
+    let heard = s.say(&tab, "entered", "hello?").position;
+    s.stamp += 10_001;
+    s.enter(&tab, "clock");
+    s.run(Command::Sweep(s.state.stale_rooms(None, 100).0));
+    s.exit(&tab, "entered");
+    assert_eq!(s.state.room(&ns(), &room("entered")), None);
+    assert_eq!(s.replay("t", Position(heard.0 - 1)), Err(Incomplete::Trimmed));
+    assert_eq!(s.replay("t", heard).unwrap(), [""; 0]);
     // What is gone is known to be gone, also when the room is there again.
     assert_eq!(s.replay("t", missed), Err(Incomplete::Trimmed));
     let again = s.join(&me, "left").position;

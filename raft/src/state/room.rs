@@ -29,12 +29,6 @@ pub struct RoomRecord {
     pub oldest: Stamp,
 }
 
-impl RoomRecord {
-    fn is_empty(&self) -> bool {
-        self.members + self.entered + self.entries == 0
-    }
-}
-
 /// A room and its namespace.
 pub type RoomName = (Namespace, Room);
 
@@ -263,12 +257,7 @@ impl State {
             let oldest = self.kv.scan_from(&prefix, Bound::Excluded(&oldest)).next();
             record.oldest = oldest.map_or(0, |(_, value)| decode::<RoomEntry>(&value).at);
             self.drop_past_spans(ns, room, record.floor);
-            if record.is_empty() {
-                self.kv.delete(&keys::room(ns, room));
-                self.put(keys::meta("swept"), &record.floor.max(self.swept()));
-            } else {
-                self.put(keys::room(ns, room), &record);
-            }
+            self.put_room(ns, room, &record);
         }
         Ok(Reply::Done)
     }
@@ -397,13 +386,21 @@ impl State {
         at.saturating_add(self.limits.mid_window_ms) >= self.clock
     }
 
-    /// Changes a room's counts; a room of which nothing is left goes.
+    /// Changes a room's counts.
     pub(super) fn touch_room(&mut self, ns: &Namespace, room: &Room, change: impl FnOnce(&mut RoomRecord)) {
         let mut record = self.room_or_new(ns, room);
         change(&mut record);
-        match record.is_empty() {
-            true => _ = self.kv.delete(&keys::room(ns, room)),
-            false => self.put(keys::room(ns, room), &record),
+        self.put_room(ns, room, &record);
+    }
+
+    /// A room of which nothing is left goes; where its history ended is remembered for all that are gone.
+    fn put_room(&mut self, ns: &Namespace, room: &Room, record: &RoomRecord) {
+        if record.members + record.entered + record.entries > 0 {
+            return self.put(keys::room(ns, room), record);
+        }
+        self.kv.delete(&keys::room(ns, room));
+        if record.floor > self.swept() {
+            self.put(keys::meta("swept"), &record.floor);
         }
     }
 }
