@@ -35,7 +35,7 @@ const TRAPS: &[Trap] = &[
         shown_by: &[
             ("tests/log_writes.rs", "what_gathers_during_a_sync_is_synced_at_once_and_answered_in_order"),
             ("tests/log_damage.rs", "everything_is_there_after_closing_and_after_a_kill"),
-            ("tests/log_conformance.rs", "openrafts_suite_passes"),
+            ("tests/conformance.rs", "openrafts_suite_passes"),
         ],
     },
     Trap {
@@ -98,6 +98,27 @@ const TRAPS: &[Trap] = &[
         shown_by: &[("tests/traps.rs", "what_is_dangerous_in_openraft_is_not_called")],
     },
     Trap {
+        trap: "two changes of the cluster at once leave it in between",
+        design: "one at a time, in its order",
+        shown_by: &[("tests/members.rs", "removals_at_once_are_done_one_after_another")],
+    },
+    Trap {
+        trap: "a learner that is promoted too early stalls every commit",
+        design: "promoted only when it has been near for a while",
+        shown_by: &[(
+            "tests/members.rs",
+            "a_learner_that_is_far_behind_is_promoted_only_when_it_has_been_near_for_a_while",
+        )],
+    },
+    Trap {
+        trap: "a removed node goes on standing for election",
+        design: "pre-vote; it is told so in the handshake",
+        shown_by: &[(
+            "tests/members.rs",
+            "a_node_that_was_removed_while_it_was_cut_off_changes_no_term_when_it_is_back",
+        )],
+    },
+    Trap {
         trap: "the log is purged past a slow follower, which is sent one snapshot after the other",
         design: "the log keeps as many entries behind a snapshot as one is made after",
         shown_by: &[
@@ -110,7 +131,7 @@ const TRAPS: &[Trap] = &[
         design: "a file is taken whole or not at all; a new directory counts once CURRENT names it",
         shown_by: &[
             ("src/net/snapshot.rs", "only_a_whole_and_right_file_is_taken"),
-            ("tests/net.rs", "a_cancelled_snapshot_is_not_installed_and_leaves_no_file"),
+            ("tests/net.rs", "a_cancelled_snapshot_is_not_installed_and_the_next_one_takes_its_place"),
             ("src/snapshot.rs", "a_damaged_or_cut_snapshot_is_refused"),
             ("tests/scripts.rs", "what_a_snapshot_is_made_of_is_what_the_scripts_say"),
         ],
