@@ -19,6 +19,7 @@
 mod generation;
 mod reader;
 mod verify;
+mod watch;
 mod writer;
 
 use std::{
@@ -29,16 +30,13 @@ use std::{
         mpsc::{Sender, channel},
     },
     thread::JoinHandle,
-    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::{oneshot, watch},
-    time::{Instant, sleep_until},
-};
+use tokio::sync::{oneshot, watch as latest};
 
 pub use reader::{Reader, Stored};
+pub use watch::Patience;
 
 use crate::{
     error::{Error, Result},
@@ -48,10 +46,8 @@ use crate::{
     wire::{WireLogId, WireStoredMembership},
 };
 use generation::Generation;
+use watch::Pulse;
 use writer::{Job, Writer};
-
-/// A checkpoint that takes longer is stuck: the node stops.
-const WRITE_MAX: Duration = Duration::from_secs(60);
 
 /// Which point of the log a checkpoint or a snapshot is, and what its pairs add up to. Stored: only ever add at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,8 +72,6 @@ impl Point {
 #[derive(Clone, Debug, Default)]
 struct Progress {
     written: u64,
-    /// Since when one is being written.
-    writing: Option<Instant>,
     /// The first failure, which is final for the node.
     failed: Option<String>,
     /// Everything that was found at the start, or built since, was read again and adds up.
@@ -86,47 +80,38 @@ struct Progress {
 
 /// What everybody who holds sled's files sees and says of them.
 #[derive(Clone, Debug)]
-pub struct Health(Arc<watch::Sender<Progress>>);
+pub struct Health {
+    progress: Arc<latest::Sender<Progress>>,
+    reading: Pulse,
+    writing: Pulse,
+}
 
 impl Health {
     fn new() -> Self {
-        Self(Arc::new(watch::channel(Progress::default()).0))
+        let progress = Arc::new(latest::channel(Progress::default()).0);
+        Self { progress, reading: Pulse::default(), writing: Pulse::default() }
     }
 
-    /// The first failure, which is final for the node; a checkpoint that is stuck is one.
+    /// The first failure, which is final for the node. It need not come to that: a process in which sled does not answer
+    /// is ended by force.
     pub async fn failure(&self) -> String {
-        let mut progress = self.0.subscribe();
-        loop {
-            let Progress { writing, failed, .. } = progress.borrow_and_update().clone();
-            if let Some(why) = failed {
-                return why;
-            }
-            let stuck = async {
-                match writing {
-                    Some(since) => sleep_until(since + WRITE_MAX).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                // It cannot close: this is one of its senders.
-                _ = progress.changed() => {}
-                () = stuck => return format!("a checkpoint takes longer than {WRITE_MAX:?}"),
-            }
-        }
+        let mut progress = self.progress.subscribe();
+        let failed = progress.wait_for(|progress| progress.failed.is_some()).await;
+        failed.ok().and_then(|progress| progress.failed.clone()).unwrap_or_default()
     }
 
     /// The same, if there is one by now.
     pub fn failed(&self) -> Option<String> {
-        self.0.borrow().failed.clone()
+        self.progress.borrow().failed.clone()
     }
 
     /// Whether everything that was found at the start was read again and adds up.
     pub fn is_verified(&self) -> bool {
-        self.0.borrow().verified
+        self.progress.borrow().verified
     }
 
     fn fail(&self, why: &str) {
-        self.0.send_if_modified(|progress| {
+        self.progress.send_if_modified(|progress| {
             let first = progress.failed.is_none();
             if first {
                 tracing::error!("{why}");
@@ -150,6 +135,7 @@ impl Health {
 pub struct Base {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    watch: Option<(Sender<()>, JoinHandle<()>)>,
     health: Health,
     asked: u64,
     stopping: Arc<AtomicBool>,
@@ -169,6 +155,11 @@ impl Base {
     /// # Errors
     /// `Fatal` when the disk fails.
     pub fn open(dir: &Path, snapshots: &Snapshots) -> Result<(Self, Found)> {
+        Self::open_watched(dir, snapshots, Patience::default())
+    }
+
+    /// As [`Base::open`], with a word on how long sled may take for something.
+    pub fn open_watched(dir: &Path, snapshots: &Snapshots, patience: Patience) -> Result<(Self, Found)> {
         let health = Health::new();
         let found = generation::open(dir, snapshots)?;
         let stopping = Arc::new(AtomicBool::new(false));
@@ -181,13 +172,14 @@ impl Base {
             .name("checkpoint".to_owned())
             .spawn(move || writer.run(&receiver))
             .map_err(|e| Error::fatal(format!("cannot start the checkpoint thread: {e}")))?;
-        let base = Self { jobs: Some(jobs), thread: Some(thread), health, asked: 0, stopping };
+        let watch = watch(dir, &health, patience)?;
+        let base = Self { jobs: Some(jobs), thread: Some(thread), watch: Some(watch), health, asked: 0, stopping };
         Ok((base, Found { kv, point }))
     }
 
     /// How many checkpoints were written since the start.
     pub fn written(&self) -> u64 {
-        self.health.0.borrow().written
+        self.health.progress.borrow().written
     }
 
     /// True while a checkpoint is waiting or being written: what changes meanwhile goes with the next.
@@ -231,7 +223,7 @@ impl Base {
     /// Waits until no checkpoint is waiting or being written.
     pub async fn idle(&self) -> Result<()> {
         let asked = self.asked;
-        let mut progress = self.health.0.subscribe();
+        let mut progress = self.health.progress.subscribe();
         let done = progress.wait_for(|progress| progress.written >= asked || progress.failed.is_some()).await;
         match done.map(|progress| progress.failed.clone()) {
             Ok(None) => Ok(()),
@@ -251,7 +243,21 @@ impl Base {
         if let Some(thread) = self.thread.take() {
             _ = thread.join();
         }
+        if let Some((open, thread)) = self.watch.take() {
+            drop(open);
+            _ = thread.join();
+        }
     }
+}
+
+fn watch(dir: &Path, health: &Health, patience: Patience) -> Result<(Sender<()>, JoinHandle<()>)> {
+    let (open, closed) = channel();
+    let (dir, health) = (dir.to_path_buf(), health.clone());
+    let thread = std::thread::Builder::new()
+        .name("checkpoint watch".to_owned())
+        .spawn(move || watch::run(&dir, &health, patience, &closed))
+        .map_err(|e| Error::fatal(format!("cannot start the thread that watches checkpoints: {e}")))?;
+    Ok((open, thread))
 }
 
 impl Drop for Base {

@@ -18,7 +18,7 @@ use moim_raft::{
 
 /// Long ones reach every bound, short ones many beginnings.
 const LONG: (u64, u64) = (100, 200);
-const SHORT: (u64, u64) = (300, 20);
+const SHORT: (u64, u64) = (9_900, 20);
 /// How many threads share them.
 const THREADS: u64 = 4;
 const HISTORY: usize = 8;

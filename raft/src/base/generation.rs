@@ -102,7 +102,7 @@ pub fn open(dir: &Path, snapshots: &Snapshots) -> Result<Generation> {
                 continue;
             }
         };
-        match build(dir, named.as_deref(), &file) {
+        match build(dir, named.as_deref(), &file, || ()) {
             Ok(built) => {
                 tracing::warn!(index = point.index(), "rebuilt the checkpoint from a snapshot");
                 adopt(dir, &built)?;
@@ -124,11 +124,12 @@ pub fn open(dir: &Path, snapshots: &Snapshots) -> Result<Generation> {
     }
 }
 
-/// A new directory with the contents of a snapshot, verified and on disk. It does not count before it is adopted.
-pub fn build(dir: &Path, before: Option<&Path>, file: &Path) -> Result<Generation> {
+/// A new directory with the contents of a snapshot, verified and on disk. It does not count before it is adopted. Calls
+/// `step` as it gets on.
+pub fn build(dir: &Path, before: Option<&Path>, file: &Path, step: impl Fn()) -> Result<Generation> {
     let reading = Reading::open(file)?;
     let mut built = Generation::create(next(dir, before))?;
-    let filled = fill(&mut built, reading);
+    let filled = fill(&mut built, reading, step);
     if filled.is_err() {
         let path = built.path.clone();
         drop(built);
@@ -139,7 +140,7 @@ pub fn build(dir: &Path, before: Option<&Path>, file: &Path) -> Result<Generatio
     Ok(built)
 }
 
-fn fill(built: &mut Generation, reading: Reading) -> Result<()> {
+fn fill(built: &mut Generation, reading: Reading, step: impl Fn()) -> Result<()> {
     let point = reading.point().clone();
     let (mut batch, mut pairs, mut bytes) = (sled::Batch::default(), 0, 0);
     reading.for_each(|key, value| {
@@ -150,6 +151,7 @@ fn fill(built: &mut Generation, reading: Reading) -> Result<()> {
         (pairs, bytes) = (pairs + 1, bytes + key.len() + value.len());
         if pairs == BATCH_PAIRS {
             built.apply(std::mem::take(&mut batch))?;
+            step();
             pairs = 0;
         }
         if bytes >= FLUSH_BYTES {
@@ -187,6 +189,7 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// sled starts `sync` twice before it looks at its files: an open waits for all that the machine has not written yet.
 fn open_db(path: &Path) -> Result<Db> {
     let config = sled::Config::new()
         .path(path)
@@ -233,7 +236,7 @@ fn load(path: &Path) -> Result<Generation> {
 }
 
 /// The directory that `CURRENT` names. One that names none is damage: what is there cannot be trusted.
-fn current(dir: &Path) -> Result<Option<PathBuf>> {
+pub fn current(dir: &Path) -> Result<Option<PathBuf>> {
     let file = dir.join(CURRENT);
     let number = |name: Vec<u8>| std::str::from_utf8(&name).ok()?.trim().parse::<u64>().ok();
     match fs::read(&file) {

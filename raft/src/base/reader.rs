@@ -18,7 +18,6 @@ use crate::kv::Range;
 pub type Stored = sled::InlineArray;
 
 /// The pairs of the last checkpoint.
-#[derive(Clone)]
 pub struct Reader {
     db: Db,
     path: Arc<Path>,
@@ -58,7 +57,7 @@ impl Reader {
     /// Whoever reads cannot go on without an answer, and a wrong one would fork the state: damage ends the reader, and by
     /// way of [`Health`] the node.
     fn sound<T>(&self, read: impl FnOnce() -> io::Result<T>) -> T {
-        let what = match catch_unwind(AssertUnwindSafe(read)) {
+        let what = match self.health.reading.within(|| catch_unwind(AssertUnwindSafe(read))) {
             Ok(Ok(found)) => return found,
             Ok(Err(e)) => e.to_string(),
             Err(_) => "sled panicked".to_owned(),

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::oneshot;
 
 use super::{
     Found, Generation, Health, Point,
@@ -55,11 +55,13 @@ impl Writer {
                 None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             // sled asserts where it could return; a panic there must not pass for a checkpoint that is still running.
-            let done = catch_unwind(AssertUnwindSafe(|| match job {
+            let pulse = self.health.writing.clone();
+            let work = || match job {
                 Ok(job) => self.carry_out(job).map(|()| true),
                 Err(RecvTimeoutError::Timeout) => self.verify_more().map(|()| true),
                 Err(RecvTimeoutError::Disconnected) => Ok(false),
-            }));
+            };
+            let done = pulse.within(|| catch_unwind(AssertUnwindSafe(work)));
             match done {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => return,
@@ -75,11 +77,8 @@ impl Writer {
     fn carry_out(&mut self, job: Job) -> Result<()> {
         match job {
             Job::Checkpoint(changes, point) => {
-                self.health.0.send_modify(|progress| progress.writing = Some(Instant::now()));
                 self.checkpoint(&changes, point)?;
-                self.health
-                    .0
-                    .send_modify(|progress| (progress.written, progress.writing) = (progress.written + 1, None));
+                self.health.progress.send_modify(|progress| progress.written += 1);
             }
             Job::Discard(changes) => drop(changes),
             Job::Snapshot(tell) => match self.snapshot() {
@@ -130,9 +129,12 @@ impl Writer {
 
     fn snapshot(&mut self) -> Result<(PathBuf, Point)> {
         let point = self.on.point.clone().ok_or_else(|| Error::unavailable("there is no checkpoint yet"))?;
-        let rows = self.on.rows().map(|row| match self.stopping.load(Ordering::Relaxed) {
-            true => Err(Error::unavailable("the node is stopping")),
-            false => row.map_err(|e| Error::refused(e.to_string())),
+        let rows = self.on.rows().map(|row| {
+            self.health.writing.step();
+            match self.stopping.load(Ordering::Relaxed) {
+                true => Err(Error::unavailable("the node is stopping")),
+                false => row.map_err(|e| Error::refused(e.to_string())),
+            }
         });
         let path = self.snapshots.write(rows, &point)?;
         // It was read as a whole, and adds up.
@@ -151,14 +153,14 @@ impl Writer {
 
     fn verified(&mut self) {
         self.verify = None;
-        self.health.0.send_modify(|progress| progress.verified = true);
+        self.health.progress.send_modify(|progress| progress.verified = true);
     }
 
     /// Each step leaves a folder from which a start goes on: with the old state until `adopt`, or, as soon as the file
     /// has its own name, by building the new one again.
     fn install(&mut self, file: &Path, expected: Option<WireLogId>) -> Result<Found> {
         let dir = self.on.path.parent().expect("made below a folder").to_path_buf();
-        let built = generation::build(&dir, Some(&self.on.path), file)?;
+        let built = generation::build(&dir, Some(&self.on.path), file, || self.health.writing.step())?;
         let point = built.point.clone().expect("a built one has its point");
         if point.applied != expected {
             let path = built.path.clone();

@@ -1,9 +1,15 @@
 //! A state on a disk of its own, with the log that it was made from.
 
-use std::path::PathBuf;
+#![allow(dead_code, reason = "each test uses what it needs of it")]
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Once,
+    time::Duration,
+};
 
 use moim_raft::{
-    base::{Base, Found, Point},
+    base::{Base, Found, Patience, Point},
     command::Batch,
     raft::LogId,
     snapshot::{Reading, Snapshots},
@@ -13,7 +19,8 @@ use moim_raft::{
 use tempfile::TempDir;
 
 pub struct Disk {
-    dir: TempDir,
+    dir: PathBuf,
+    _temporary: Option<TempDir>,
     snapshots: Snapshots,
     base: Option<Base>,
     pub state: State,
@@ -21,17 +28,41 @@ pub struct Disk {
     /// All that was applied, and what came of it.
     log: Vec<(Batch, Outcome)>,
     applied: usize,
+    patience: Patience,
+}
+
+/// sled runs `sync` twice for each start, which waits for the whole machine's disks. Without a path it is not found, and
+/// sled goes on.
+fn without_sync() {
+    static ONCE: Once = Once::new();
+    // SAFETY: nobody in this process reads the environment but whoever starts `sync`, which is behind this.
+    ONCE.call_once(|| unsafe { std::env::remove_var("PATH") });
+}
+
+/// In memory where that is possible: what is asked of these disks is not speed.
+pub fn temporary() -> TempDir {
+    let shm = PathBuf::from("/dev/shm");
+    tempfile::tempdir_in(if shm.is_dir() { shm } else { std::env::temp_dir() }).unwrap()
 }
 
 impl Disk {
     pub fn new() -> Self {
-        // In memory where that is possible: what is asked of this disk is not speed.
-        let shm = PathBuf::from("/dev/shm");
-        let dir = tempfile::tempdir_in(if shm.is_dir() { shm } else { std::env::temp_dir() }).unwrap();
-        let snapshots = Snapshots::open(&dir.path().join("snapshots")).unwrap();
-        let (base, found) = Base::open(&dir.path().join("state"), &snapshots).unwrap();
-        let state = State::on(found.kv);
-        Self { dir, snapshots, base: Some(base), state, thawed: 0, log: Vec::new(), applied: 0 }
+        let dir = temporary();
+        let mut disk = Self::at(dir.path(), Vec::new(), Patience::default());
+        disk._temporary = Some(dir);
+        disk
+    }
+
+    /// What is there, and what the log has beyond it.
+    pub fn at(dir: &Path, log: Vec<(Batch, Outcome)>, patience: Patience) -> Self {
+        without_sync();
+        let snapshots = Snapshots::open(&dir.join("snapshots")).unwrap();
+        let (base, found) = Base::open_watched(&dir.join("state"), &snapshots, patience).unwrap();
+        let (dir, state) = (dir.to_path_buf(), State::default());
+        let mut disk =
+            Self { dir, _temporary: None, snapshots, base: Some(base), state, thawed: 0, log, applied: 0, patience };
+        disk.begin(found);
+        disk
     }
 
     fn base(&mut self) -> &mut Base {
@@ -90,7 +121,7 @@ impl Disk {
     pub fn install(&mut self) {
         self.snapshot();
         let Some(file) = self.snapshots.newest_first().pop() else { return };
-        let received = self.dir.path().join("received");
+        let received = self.dir.join("received");
         std::fs::copy(&file, &received).unwrap();
         let id = Reading::open(&file).unwrap().point().applied.map(LogId::from);
         let found = self.base().install(&received, id).blocking_recv().unwrap().unwrap();
@@ -112,7 +143,8 @@ impl Disk {
     fn reopen(&mut self) {
         self.base = None;
         self.state = State::default();
-        let (base, found) = Base::open(&self.dir.path().join("state"), &self.snapshots).unwrap();
+        let opened = Base::open_watched(&self.dir.join("state"), &self.snapshots, self.patience);
+        let (base, found) = opened.unwrap();
         (self.base, self.thawed) = (Some(base), 0);
         self.begin(found);
     }
@@ -127,6 +159,15 @@ impl Disk {
         assert_eq!(self.state.kv().sum(), other.kv().sum());
         let (ours, theirs) = (self.state.pairs(), other.pairs());
         assert!(ours.map(|(k, v)| (k.to_vec(), v.to_vec())).eq(theirs.map(|(k, v)| (k.to_vec(), v.to_vec()))));
-        assert!(self.base().health().failed().is_none());
+        assert_eq!(self.failed(), None);
+    }
+
+    /// Waits until all of it was read again; what the node would say when it exits.
+    pub fn failed(&mut self) -> Option<String> {
+        let health = self.base().health();
+        while !health.is_verified() && health.failed().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        health.failed()
     }
 }
