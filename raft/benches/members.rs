@@ -53,15 +53,19 @@ async fn run(members: u64) -> ExitCode {
     let mut node = Node::open(&dir.path().join("a"));
     let mut script = Script::new(members);
     let began = Instant::now();
+    let spent = cpu();
     script.fill(&mut node).await;
     let joins = members * ROOMS_EACH;
     println!("{joins} joins, {members} sessions opened and closed: {:.1} s", began.elapsed().as_secs_f64());
+    // On a machine that others use too the clock says little.
+    println!("a join, with its part of the checkpoints: {:.1} us of CPU", (cpu() - spent) * 1e6 / joins as f64);
     report.least("joins a second through apply", rate(joins, script.applying), 60_000.0);
     report.memory("filled");
 
-    let began = Instant::now();
+    let (began, spent) = (Instant::now(), cpu());
     let snapshot = node.snapshot().await;
     report.most("snapshot built, s", began.elapsed().as_secs_f64(), 5.0);
+    println!("  of CPU: {:.2} s", cpu() - spent);
     let (pairs, raw) = node.machine().replica().read(|state| {
         let raw = state.pairs().fold(0, |sum, (key, value)| sum + key.len() + value.len());
         (state.kv().sum().pairs, raw)
@@ -85,18 +89,24 @@ async fn run(members: u64) -> ExitCode {
     }
     println!("verified in the background: {:.1} s", began.elapsed().as_secs_f64());
 
+    let spent = cpu();
     let (scattered, applying) = script.scatter(&mut node, members / 10).await;
-    println!("joins a second in random rooms by random users: {:.0}", rate(scattered, applying));
+    let each = (cpu() - spent) * 1e6 / scattered as f64;
+    println!(
+        "joins a second in random rooms by random users: {:.0}, {each:.1} us of CPU each",
+        rate(scattered, applying)
+    );
     report.memory("after them");
     node.close().await;
 
     let mut other = Node::open(&dir.path().join("b"));
     let received = dir.path().join("received");
     fs::copy(&snapshot.snapshot.path, &received).expect("a copy");
-    let began = Instant::now();
+    let (began, spent) = (Instant::now(), cpu());
     let installed = other.machine().install_snapshot(&snapshot.meta, SnapshotFile { path: received }).await;
     installed.expect("it is whole");
     report.most("snapshot installed, s", began.elapsed().as_secs_f64(), 10.0);
+    println!("  of CPU: {:.2} s", cpu() - spent);
     assert!(other.machine().replica().read(|state| state.hash()) == hash, "it is the same state");
     report.memory("installed");
     report.most("disk to raw bytes, installed", size(&dir.path().join("b/state")) as f64 / raw as f64, 4.0);
@@ -240,6 +250,14 @@ impl Report {
         println!("resident, {when}: {:.2} GiB", gib(field("VmRSS")));
         self.most("  at its peak until then, GiB", gib(field("VmHWM")), 1.5);
     }
+}
+
+/// Seconds that all threads of this process have worked.
+fn cpu() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    // In hundredths of a second.
+    fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 fn rate(count: u64, time: Duration) -> f64 {

@@ -169,8 +169,10 @@ fn any_damage_to_any_file_of_the_checkpoint_ends_in_the_state_of_before() {
     let state = whole.path().join("state");
     let (mut tries, mut starts) = (0, 0);
     for file in files(&state) {
+        // Most of sled's files are empty, and can only go missing.
+        let empty = fs::metadata(&file).unwrap().len() == 0;
         let file = file.strip_prefix(&state).unwrap();
-        for damage in Damage::ALL {
+        for damage in Damage::ALL.into_iter().take(if empty { 1 } else { usize::MAX }) {
             let dir = disk::temporary();
             copy(whole.path(), dir.path());
             damage.inflict(&dir.path().join("state").join(file));
