@@ -87,6 +87,9 @@ impl Health {
         if let Some(found) = status.diverged.filter(|found| found.wrong.contains(&status.node)) {
             say("diverged", wrong_state(found.index));
         }
+        if let Some(why) = status.disk_full {
+            say("disk", why);
+        }
         let lag = status.committed.saturating_sub(status.applied);
         if lag > LAG {
             say("behind", format!("{lag} committed entries are not applied yet"));

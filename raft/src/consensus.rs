@@ -21,6 +21,7 @@ use crate::{
     machine::Machine,
     net::Heard,
     raft::{LogId, Peer, TypeConfig},
+    space::Space,
 };
 
 /// How long a leader that was just elected waits to hear of somebody who could take over.
@@ -32,6 +33,8 @@ const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub(crate) struct Consensus {
     pub raft: Raft<TypeConfig, Machine>,
+    /// Without room nothing is appended.
+    pub space: Space,
     heard: Heard,
     node: NodeId,
 }
@@ -39,8 +42,8 @@ pub(crate) struct Consensus {
 type Metrics = openraft::RaftMetrics<TypeConfig>;
 
 impl Consensus {
-    pub fn new(raft: Raft<TypeConfig, Machine>, heard: Heard, node: NodeId) -> Self {
-        Self { raft, heard, node }
+    pub fn new(raft: Raft<TypeConfig, Machine>, heard: Heard, node: NodeId, space: Space) -> Self {
+        Self { raft, space, heard, node }
     }
 
     pub fn metrics(&self) -> Metrics {

@@ -172,8 +172,9 @@ impl Driver {
 /// Stamps a batch with this node's clock and appends it; the index at which it was committed.
 ///
 /// # Errors
-/// `Unavailable` when this node does not lead, or stops leading meanwhile; `Fatal` when Raft has stopped.
+/// `Unavailable` when this node does not lead, or stops leading meanwhile, or has no room on its disk; `Fatal` when Raft has stopped.
 pub(crate) async fn append(consensus: &Consensus, clock: &Clock, mut batch: Batch) -> Result<u64> {
+    consensus.space.check()?;
     batch.stamp = clock.stamp();
     let payload = Payload(Bytes::from(codec::encode(Kind::Batch, &batch)?));
     match consensus.raft.client_write(payload).await {

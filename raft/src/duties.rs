@@ -83,8 +83,12 @@ impl Duties {
             let contact = self.consensus.last_contact().max(*self.contact.borrow());
             self.contact.send_replace(contact);
             let silent = contact.is_none_or(|at| now.duration_since(at) >= SILENCE_MAX);
-            let refuse = silent || !*self.started.borrow_and_update();
-            if refuse && !refusing {
+            let full = self.consensus.space.full();
+            let refuse = silent || !*self.started.borrow_and_update() || full.is_some();
+            if let Some(why) = &full {
+                // Each time: a start that goes well meanwhile opens the door again.
+                self.proposals.refuse(why);
+            } else if refuse && !refusing {
                 self.proposals.refuse("there is no quorum");
             } else if refusing && !refuse {
                 self.proposals.accept();

@@ -28,6 +28,7 @@
 //! | how a command gets into the log once | `propose`, `drive` |
 //! | what is on disk and why it is still there after a power cut | [`wal`], [`log`], [`snapshot`], `base`, `disk` |
 //! | when a snapshot is written, and how much log is kept behind it | `retention` |
+//! | what a node does when its disk fills up | `space` |
 //! | whether all nodes have one state | [`divergence`] |
 //! | who is alive, whose session is over, whose clock is wrong | `duties`, `clock` |
 //! | how a cluster goes from one version to the next | [`level`], [`codec`] |
@@ -89,6 +90,7 @@ pub mod propose;
 pub mod raft;
 mod retention;
 pub mod snapshot;
+mod space;
 pub mod state;
 pub mod store;
 pub mod wal;

@@ -42,6 +42,7 @@ use crate::{
     raft::Peer,
     retention::Retention,
     snapshot::Snapshots,
+    space::Space,
     state::{Applied, State},
 };
 
@@ -112,6 +113,8 @@ pub struct Status {
     /// [`OFF_MAX_MS`]: crate::clock::OFF_MAX_MS
     pub clock_off_ms: Option<i64>,
     pub log_bytes: u64,
+    /// Why proposals are refused, if it is for want of room on the disk.
+    pub disk_full: Option<String>,
     /// What every node of the cluster understands, as far as that was applied here.
     pub level: Option<Level>,
     /// The alarm that nodes do not have the same state.
@@ -163,6 +166,7 @@ impl Store {
     /// `Refused` for a folder that is in use, damaged or foreign; `Fatal` when the disk fails.
     pub async fn open(config: Config, listener: TcpListener) -> Result<(Self, Feeds)> {
         let identity = Identity::open(&config.data)?;
+        let space = Space::open(&config.data)?;
         let node = identity.node();
         let peer = Peer { name: config.info.name.clone(), addr: config.info.peer.clone() };
         let levels = config.info.levels;
@@ -201,7 +205,7 @@ impl Store {
         let raft = raft.await.map_err(Error::fatal)?;
         raft.run();
         let heard = Heard::default();
-        let consensus = Consensus::new(raft.clone(), heard.clone(), node);
+        let consensus = Consensus::new(raft.clone(), heard.clone(), node, space);
         let retention = Retention {
             node,
             consensus: consensus.clone(),
@@ -292,6 +296,9 @@ impl Store {
         let store = Self(Arc::new(inner));
         let life = store.clone().live(former, config.join, driver);
         store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(life));
+        let watched = store.clone();
+        let watch = async move { watched.0.consensus.space.run(&watched).await };
+        store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(watch));
         let timed = store.clone();
         let compare = async move { timed.0.clock.run(&timed).await };
         store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(compare));
@@ -485,9 +492,14 @@ impl Store {
             silent_for: self.0.contact.borrow().map(|at| at.elapsed()),
             clock_off_ms: self.0.clock.off_ms(),
             log_bytes: self.0.log.size_bytes(),
+            disk_full: self.0.consensus.space.full(),
             diverged: self.0.comparison.found(),
             level: self.0.replica.read(|state| state.level()),
         }
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.0.consensus.leading_term().is_some()
     }
 
     /// Whether the majority of nodes contradicts this node's state.

@@ -84,19 +84,20 @@ impl Flusher {
     /// Works until the queue is closed and empty.
     pub fn run(mut self, queue: &Receiver<Job>) {
         while let Some((mut group, mark_is_due)) = self.next(queue) {
-            let failed = self.write(&mut group).err().map(|e| self.fail(format!("the log cannot be written: {e}")));
+            let failed = self.write(&mut group).err().map(|e| self.fail("written", &e));
             group.into_iter().for_each(|job| job.answer(failed.as_ref()));
-            let failed = failed.or_else(|| {
-                self.tidy(mark_is_due).err().map(|e| self.fail(format!("the files of the log cannot be kept: {e}")))
-            });
+            let failed = failed.or_else(|| self.tidy(mark_is_due).err().map(|e| self.fail("kept in order", &e)));
             if let Some(failure) = failed {
                 return queue.iter().for_each(|job| job.answer(Some(&failure)));
             }
         }
     }
 
-    fn fail(&self, why: String) -> Failure {
-        let failure = Failure::from(why);
+    fn fail(&self, what: &str, error: &io::Error) -> Failure {
+        let failure = Failure::from(format!(
+            "the log in {} cannot be {what}: {error}. Make room or repair the disk, then start this node again: what it has              acknowledged is kept",
+            self.dir.display()
+        ));
         tracing::error!("{failure}");
         self.failure.send_replace(Some(Failure::clone(&failure)));
         failure
