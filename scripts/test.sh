@@ -18,9 +18,10 @@ node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)'
 step() { echo "== $*"; "$@"; }
 
 step cargo fmt --all --check
-step cargo clippy --workspace --all-targets --locked -- -D warnings
+step cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps --document-private-items --locked
-step cargo test --workspace --locked
+# With the points at which tests make a store die or its disk fail; the release build is without them.
+step cargo test --workspace --features moim-raft/failpoints --locked
 step cargo build --release --locked
 if [ -f tests/package.json ]; then
   step npm ci --prefix tests --no-audit --no-fund

@@ -74,6 +74,10 @@ pub mod divergence;
 mod drive;
 mod duties;
 pub mod error;
+#[cfg(feature = "failpoints")]
+pub mod fail;
+#[cfg(not(feature = "failpoints"))]
+mod fail;
 pub mod form;
 #[cfg(test)]
 mod golden;

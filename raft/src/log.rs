@@ -35,6 +35,7 @@ pub use crate::wal::Options;
 use crate::{
     codec,
     error::{Error, Result},
+    fail,
     raft::{Entry, LogId, TypeConfig, Vote},
     wal::{
         self, Done, Room, Wal,
@@ -214,6 +215,7 @@ impl RaftLogStorage<TypeConfig> for Log {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        fail::point("vote-before-save")?;
         let records = vec![Record::Vote(codec::body(&WireVote::from(vote))?.into())];
         let room = self.room(&records).await?;
         let (done, synced) = oneshot::channel();
@@ -223,7 +225,9 @@ impl RaftLogStorage<TypeConfig> for Log {
             // Nobody listens any more if openraft was shut down meanwhile.
             self.0.wal.submit(records, room, Done::new(|outcome| drop(done.send(outcome.map(|_| ())))));
         }
-        synced.await.map_err(io::Error::other)?
+        synced.await.map_err(io::Error::other)??;
+        fail::point("vote-after-save")?;
+        Ok(())
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
@@ -282,6 +286,7 @@ impl RaftLogStorage<TypeConfig> for Log {
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        fail::point("purge")?;
         let first = upto.index + 1;
         let records = vec![Record::Purge { first, body: codec::body(&WireLogId::from(&upto))?.into() }];
         let room = self.room(&records).await?;

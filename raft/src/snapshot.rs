@@ -24,6 +24,7 @@ use crate::{
     codec::{self, BODY_BYTES_MAX, HEADER_BYTES, Kind},
     disk,
     error::{Error, Result},
+    fail,
     kv::Sum,
 };
 
@@ -75,7 +76,9 @@ impl Snapshots {
             _ = fs::remove_file(&aside);
         }
         written?;
+        fail::point("snapshot-before-rename")?;
         fs::rename(&aside, &path).map_err(|e| disk::failed("rename", &aside, &e))?;
+        fail::point("snapshot-after-rename")?;
         disk::sync_parent(&path)?;
         self.keep_newest();
         Ok(path)

@@ -21,6 +21,7 @@ use crate::{
     codec::{self, Kind},
     disk,
     error::{Error, Result},
+    fail,
     kv::{Kv, Overlay},
     snapshot::Snapshots,
     wire::WireLogId,
@@ -98,6 +99,7 @@ impl Writer {
     /// flush. The point is gone in the first and back in the last: whatever went wrong, half of it is no checkpoint.
     /// Keys are removed one by one, because a batch leaves leaves behind that are empty for ever.
     fn checkpoint(&mut self, changes: &Overlay, point: Point) -> Result<()> {
+        fail::point("checkpoint-before-batch")?;
         let mut batch = sled::Batch::default();
         batch.remove(POINT);
         for (nth, (key, value)) in changes.iter().enumerate() {
@@ -115,6 +117,7 @@ impl Writer {
         batch.insert(POINT, codec::encode(Kind::Meta, &point)?);
         self.on.apply(batch)?;
         self.on.flush()?;
+        fail::point("checkpoint-after-flush")?;
         self.on.point = Some(point);
         self.touch(changes)
     }
@@ -169,7 +172,9 @@ impl Writer {
             return Err(Error::refused("the snapshot is of another point than its offer said"));
         }
         let kept = self.snapshots.adopt(file, &point)?;
+        fail::point("install-before-current")?;
         generation::adopt(&dir, &built)?;
+        fail::point("install-after-current")?;
         let old = std::mem::replace(&mut self.on, built);
         self.verified();
         tracing::info!(file = %kept.display(), "installed a snapshot");

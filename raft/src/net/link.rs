@@ -24,7 +24,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{self, FRAME_BYTES_MAX, Frame, What};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    fail,
+};
 
 /// Frames waiting to be written to one connection.
 pub const QUEUE_FRAMES_MAX: usize = 1024;
@@ -79,7 +82,7 @@ pub(crate) async fn write_all(mut packets: mpsc::Receiver<Packet>, to: OwnedWrit
     let mut some = Vec::new();
     while packets.recv_many(&mut some, 64).await > 0 {
         for packet in some.drain(..) {
-            if to.write_all(&packet.bytes).await.is_err() {
+            if fail::point("peer-send").is_err() || to.write_all(&packet.bytes).await.is_err() {
                 return;
             }
         }

@@ -30,6 +30,7 @@ use super::{
     segment::{self, Header},
     state::State,
 };
+use crate::fail;
 
 pub struct Flusher {
     dir: PathBuf,
@@ -149,8 +150,11 @@ impl Flusher {
         if let Some(committed) = self.committed.take() {
             self.add(&committed)?;
         }
+        fail::point("log-before-write")?;
         self.file.write_all_at(&self.buffer, self.end.offset)?;
+        fail::point("log-after-write")?;
         (self.options.sync)(&self.file)?;
+        fail::point("log-after-sync")?;
         self.end.offset += self.buffer.len() as u64;
         Ok(())
     }

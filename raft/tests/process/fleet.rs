@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
+    process::ExitStatus,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -129,6 +130,11 @@ impl Fleet {
 
     pub async fn kill(&mut self, i: usize) {
         self.nodes[i].take().expect("it runs").kill().await;
+    }
+
+    /// Waits until node `i` has ended by itself.
+    pub async fn ended(&mut self, i: usize) -> ExitStatus {
+        self.nodes[i].take().expect("it runs").ended().await
     }
 
     pub fn node(&self, i: usize) -> &Process {

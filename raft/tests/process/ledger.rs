@@ -18,6 +18,8 @@ pub struct Ledger {
     leaders: BTreeMap<u64, BTreeSet<u64>>,
     /// What nodes said before they ended by themselves, by node.
     pub fatal: Vec<(usize, String)>,
+    /// Fail points that nodes came to.
+    pub hits: Vec<(usize, String)>,
     /// Lines that no run should have.
     odd: Vec<String>,
 }
@@ -38,7 +40,8 @@ impl Ledger {
             ("unknown", [_]) => self.unknown += 1,
             ("term", [leader]) => _ = self.leaders.entry(who.parse().unwrap()).or_default().insert(*leader),
             ("fatal", _) => self.fatal.push((i, line.to_owned())),
-            ("closed" | "hit", _) => {}
+            ("hit", _) => self.hits.push((i, who.to_owned())),
+            ("closed", _) => {}
             _ => self.odd.push(format!("node {i}: {line}")),
         }
     }

@@ -6,7 +6,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -121,6 +124,9 @@ pub struct Running {
 
 impl Running {
     pub fn start(store: Store, node: String, load: Load) -> Self {
+        // Names are used once: within a process by this, beyond it by the incarnation.
+        static LOADS: AtomicU64 = AtomicU64::new(0);
+        let number = LOADS.fetch_add(1, Ordering::Relaxed);
         let (stop, stats, mut proposers) = (CancellationToken::new(), Arc::<Mutex<Stats>>::default(), JoinSet::new());
         for i in 0..load.proposers {
             let (store, stats, stop, node) = (store.clone(), stats.clone(), stop.clone(), node.clone());
@@ -129,7 +135,7 @@ impl Running {
                     if stop.is_cancelled() {
                         return;
                     }
-                    let name = format!("p.{node}.{}.{i}.{life}", store.incarnation());
+                    let name = format!("p.{node}.{}.{number}.{i}.{life}", store.incarnation());
                     if propose(&store, &name, load, &stats, &stop).await.is_err() {
                         sleep(PAUSE).await;
                     }

@@ -14,12 +14,13 @@
 //! | `load` | see [`Load`] | |
 //! | `unload` | | see [`super::load::Stats`] |
 //! | `write` | | one session opened: what was proposed here counts |
-//! | `transfer` | | leadership was given away, or was not here |
+//! | `transfer` | a node's id, or nothing | leadership was given away, or was not here |
+//! | `arm` | `POINT NTH kill\|eio\|enospc` | a fail point is armed (also before `open`) |
 //! | `dump` | a path | all messages of all rooms are in that file: `room position text` a line |
 //! | `close` | | and ends with 0 |
 //!
 //! Unasked: `listening ADDR`, `term T LEADER` (whenever either changes), `ack`, `unknown` and `refused` of its load,
-//! `fatal WHY` before it ends with 1.
+//! `hit POINT`, `fatal WHY` before it ends with 1, and `closed` when its store could still be closed then.
 
 use std::{
     fmt::Display,
@@ -100,6 +101,11 @@ async fn serve(listen: &str, mut orders: mpsc::UnboundedReceiver<String>) {
                     exit(1);
                 }
             },
+            #[cfg(feature = "failpoints")]
+            ("arm", _) => {
+                arm(words);
+                say(format_args!("{number} ok"));
+            }
             (_, Some(node)) => {
                 let (node, number, order) = (node.clone(), number.to_owned(), order.to_owned());
                 // Orders may take long; another must not wait for it.
@@ -117,6 +123,27 @@ async fn serve(listen: &str, mut orders: mpsc::UnboundedReceiver<String>) {
             _ => say(format_args!("{number} no it is not open")),
         }
     }
+}
+
+/// `POINT NTH kill|eio|enospc`
+#[cfg(feature = "failpoints")]
+fn arm(words: &str) {
+    let [point, nth, what] = words.split(' ').collect::<Vec<_>>()[..] else { panic!("{words}") };
+    let errno = match what {
+        "kill" => None,
+        "eio" => Some(5),
+        "enospc" => Some(28),
+        _ => panic!("{words}"),
+    };
+    let said = format!("hit {point}");
+    moim_raft::fail::arm(point, nth.parse().unwrap(), move || {
+        say(said);
+        match errno {
+            Some(errno) => Err(std::io::Error::from_raw_os_error(errno)),
+            // As `kill -9` does: nothing is unwound, nothing is flushed.
+            None => std::process::abort(),
+        }
+    });
 }
 
 struct Node {
@@ -203,7 +230,10 @@ impl Node {
             }
             "write" => self.write().await,
             "transfer" => {
-                self.store.hand_over().await;
+                match words.parse() {
+                    Ok(id) => self.store.hand_over_to(id).await,
+                    Err(_) => self.store.hand_over().await,
+                }
                 Ok(String::new())
             }
             "dump" => {
