@@ -60,6 +60,8 @@ openraft::declare_raft_types!(
         R = Done,
         NodeId = NodeId,
         Node = Peer,
+        // Raft's own: at most one leader a term. openraft's default orders several by their ids.
+        LeaderId = openraft::impls::leader_id_std::LeaderId<u64, NodeId>,
 );
 
 pub type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;

@@ -7,7 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use openraft::{EntryPayload, entry::RaftEntry, type_config::alias::LeaderIdOf};
+use openraft::{
+    EntryPayload,
+    entry::RaftEntry,
+    type_config::alias::{CommittedLeaderIdOf, LeaderIdOf},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -16,6 +20,7 @@ use crate::{
 };
 
 type LeaderId = LeaderIdOf<TypeConfig>;
+type CommittedLeaderId = CommittedLeaderIdOf<TypeConfig>;
 type Membership = openraft::Membership<NodeId, Peer>;
 
 /// Raft's term and vote of a node; `committed` once a quorum has granted it.
@@ -26,7 +31,8 @@ pub struct WireVote {
     pub committed: bool,
 }
 
-/// A place in the log: who led when it was proposed, and its index from 0.
+/// A place in the log: the term in which it was proposed, and its index from 0. A term has one leader, so `node` says
+/// nothing: it is 0, or who led in the first version's files, and not looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireLogId {
     pub term: u64,
@@ -75,25 +81,25 @@ pub struct WireSnapshotMeta {
 
 impl From<&Vote> for WireVote {
     fn from(vote: &Vote) -> Self {
-        Self { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed }
+        Self { term: vote.leader_id.term, node: vote.leader_id.voted_for, committed: vote.committed }
     }
 }
 
 impl From<WireVote> for Vote {
     fn from(wire: WireVote) -> Self {
-        Self { leader_id: LeaderId { term: wire.term, node_id: wire.node }, committed: wire.committed }
+        Self { leader_id: LeaderId { term: wire.term, voted_for: wire.node }, committed: wire.committed }
     }
 }
 
 impl From<&LogId> for WireLogId {
     fn from(id: &LogId) -> Self {
-        Self { term: id.leader_id.term, node: id.leader_id.node_id, index: id.index }
+        Self { term: id.leader_id.term, node: 0, index: id.index }
     }
 }
 
 impl From<WireLogId> for LogId {
     fn from(wire: WireLogId) -> Self {
-        Self::new(LeaderId { term: wire.term, node_id: wire.node }, wire.index)
+        Self::new(CommittedLeaderId::new(wire.term), wire.index)
     }
 }
 
@@ -108,7 +114,7 @@ impl From<&Entry> for WireEntry {
     }
 }
 
-impl TryFrom<WireEntry> for openraft::Entry<LeaderId, EntryPayload<Payload, NodeId, Peer>> {
+impl TryFrom<WireEntry> for openraft::Entry<CommittedLeaderId, EntryPayload<Payload, NodeId, Peer>> {
     type Error = Error;
 
     fn try_from(wire: WireEntry) -> Result<Self> {
@@ -177,7 +183,7 @@ mod tests {
     use super::*;
     use crate::codec;
 
-    const ID: WireLogId = WireLogId { term: 3, node: 7, index: 812 };
+    const ID: WireLogId = WireLogId { term: 3, node: 0, index: 812 };
 
     fn peer(name: &str) -> Peer {
         Peer { name: name.into(), addr: "127.0.0.1:1".into() }
@@ -220,7 +226,9 @@ mod tests {
     /// These bytes are on disks: whoever changes them needs a new kind.
     #[test]
     fn the_bytes_of_an_entry_stay_as_they_are() {
-        let wire = WireEntry { id: ID, payload: WirePayload::Normal(Bytes::from_static(b"hi")) };
+        let id = WireLogId { node: 7, ..ID };
+        assert_eq!(LogId::from(id), LogId::from(ID), "who led is not looked at");
+        let wire = WireEntry { id, payload: WirePayload::Normal(Bytes::from_static(b"hi")) };
         assert_eq!(codec::body(&wire).unwrap(), [3, 7, 251, 3, 44, 1, 2, b'h', b'i']);
     }
 }

@@ -54,7 +54,7 @@ async fn pair(temp: &TempDir) -> (Node, Node) {
 }
 
 fn log_id(index: u64) -> LogId {
-    LogId::new(Vote::new(1, 7).leader_id, index)
+    moim_raft::wire::WireLogId { term: 1, node: 0, index }.into()
 }
 
 fn append(payloads: &[Bytes]) -> AppendEntriesRequest<TypeConfig> {

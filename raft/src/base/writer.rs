@@ -23,6 +23,7 @@ use crate::{
     error::{Error, Result},
     fail,
     kv::{Kv, Overlay},
+    raft::LogId,
     snapshot::Snapshots,
     wire::WireLogId,
 };
@@ -165,7 +166,7 @@ impl Writer {
         let dir = self.on.path.parent().expect("made below a folder").to_path_buf();
         let built = generation::build(&dir, Some(&self.on.path), file, || self.health.writing.step())?;
         let point = built.point.clone().expect("a built one has its point");
-        if point.applied != expected {
+        if point.applied.map(LogId::from) != expected.map(LogId::from) {
             let path = built.path.clone();
             drop(built);
             generation::remove(&path)?;
