@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use process::{Fleet, Load, Options, parsed};
+use process::{Fleet, Load, Options, parsed, random::Random};
 use tokio::time::sleep;
 
 /// What a process that aborts is ended by.
@@ -29,28 +29,21 @@ enum Role {
 /// A fleet of which one node after another dies.
 struct Crashes {
     fleet: Fleet,
-    random: u64,
+    random: Random,
 }
 
 impl Crashes {
     async fn new() -> Self {
         let load = Load { proposers: 3, pause: 5, ..Load::default() };
         let fleet = Fleet::new(Options { load, snapshot_every: SNAPSHOT_EVERY, ..Options::default() }).await;
-        Self { fleet, random: 0x9e37_79b9_7f4a_7c15 }
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random % bound
+        Self { fleet, random: Random::new(0) }
     }
 
     async fn victim(&mut self, role: Role) -> usize {
         let leader = self.fleet.leader().await;
         match role {
             Role::Leader => leader,
-            Role::Follower => (leader + 1 + self.below(2) as usize) % 3,
+            Role::Follower => (leader + 1 + self.random.below(2) as usize) % 3,
         }
     }
 
@@ -62,7 +55,7 @@ impl Crashes {
     async fn at(&mut self, point: &str, role: Role, within: u64) {
         self.fleet.load_all().await;
         self.fleet.acked_more(20).await;
-        let (victim, nth) = (self.victim(role).await, 1 + self.below(within));
+        let (victim, nth) = (self.victim(role).await, 1 + self.random.below(within));
         self.arm(victim, point, nth).await;
         self.dies(victim, point, &format!("{role:?}, time {nth}")).await;
     }
@@ -71,10 +64,10 @@ impl Crashes {
     async fn at_all(&mut self, point: &str) {
         self.fleet.load_all().await;
         self.fleet.acked_more(20).await;
-        let spared = self.below(3) as usize;
+        let spared = self.random.below(3) as usize;
         let victims: Vec<usize> = (0..3).filter(|i| *i != spared).collect();
         for victim in &victims {
-            let nth = 1 + self.below(40);
+            let nth = 1 + self.random.below(40);
             self.arm(*victim, point, nth).await;
         }
         for victim in &victims {

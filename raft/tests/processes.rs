@@ -43,9 +43,9 @@ async fn nodes_without_links_come_back_at_their_address() {
     fleet.load(0).await;
     fleet.kill(1).await;
     fleet.start(1).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    fleet.until(0, "acked", |words| process::parsed::<u64>(words, "acked") > 100, Instant::now()).await;
     let stats = fleet.node(0).ask("unload").await.unwrap();
-    assert!(process::parsed::<u64>(&stats, "acked") > 0, "{stats}");
+    assert!(process::parsed::<u64>(&stats, "acked") > 100, "{stats}");
     fleet.agree().await;
     fleet.close().await;
 }

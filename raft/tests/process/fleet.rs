@@ -122,10 +122,14 @@ impl Fleet {
         Ok(())
     }
 
-    /// From nothing to an open store.
+    /// From nothing to an open store; one that does not open leaves nothing.
     pub async fn start(&mut self, i: usize) -> Result<(), String> {
         self.spawn(i).await;
-        self.open(i).await
+        let opened = self.open(i).await;
+        if opened.is_err() {
+            self.ended(i).await;
+        }
+        opened
     }
 
     pub async fn kill(&mut self, i: usize) {
@@ -154,22 +158,20 @@ impl Fleet {
         self.ids.iter().position(|known| *known == id)
     }
 
-    /// The node that says of itself that it leads, if one does.
-    pub async fn leads(&self) -> Option<usize> {
-        for i in self.running() {
-            let Ok(status) = self.node(i).ask("status").await else { continue };
-            if parsed::<u64>(&status, "leader") == self.ids[i] {
-                return Some(i);
-            }
-        }
-        None
+    /// Whether node `i` says that it leads.
+    pub async fn leads(&self, i: usize) -> bool {
+        let status = self.node(i).ask("status").await;
+        status.is_ok_and(|status| parsed::<u64>(&status, "leader") == self.ids[i])
     }
 
+    /// The node that leads, once one does. None may be stopped.
     pub async fn leader(&self) -> usize {
         let patience = Instant::now() + HEALS_WITHIN;
         loop {
-            if let Some(i) = self.leads().await {
-                return i;
+            for i in self.running() {
+                if self.leads(i).await {
+                    return i;
+                }
             }
             assert!(Instant::now() < patience, "nobody leads");
             sleep(LOOK).await;
@@ -191,8 +193,8 @@ impl Fleet {
         began.elapsed()
     }
 
-    /// Asks node `i` until it gives such an answer.
-    async fn until(&self, i: usize, order: &str, wanted: impl Fn(&str) -> bool, began: Instant) -> String {
+    /// Asks node `i` until it gives such an answer, for [`HEALS_WITHIN`] from `began` on.
+    pub async fn until(&self, i: usize, order: &str, wanted: impl Fn(&str) -> bool, began: Instant) -> String {
         loop {
             let answer = self.node(i).ask(order).await;
             if let Ok(words) = &answer

@@ -18,6 +18,8 @@ pub struct Ledger {
     leaders: BTreeMap<u64, BTreeSet<u64>>,
     /// What nodes said before they ended by themselves, by node.
     pub fatal: Vec<(usize, String)>,
+    /// Of these all callers had an answer then.
+    pub answered: Vec<usize>,
     /// Fail points that nodes came to.
     pub hits: Vec<(usize, String)>,
     /// Lines that no run should have.
@@ -41,7 +43,7 @@ impl Ledger {
             ("term", [leader]) => _ = self.leaders.entry(who.parse().unwrap()).or_default().insert(*leader),
             ("fatal", _) => self.fatal.push((i, line.to_owned())),
             ("hit", _) => self.hits.push((i, who.to_owned())),
-            ("closed", _) => {}
+            ("answered", _) => self.answered.push(i),
             _ => self.odd.push(format!("node {i}: {line}")),
         }
     }

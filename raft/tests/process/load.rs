@@ -145,6 +145,11 @@ impl Running {
         Self { stop, proposers, stats, began: Instant::now() }
     }
 
+    /// Writes that were acknowledged so far.
+    pub fn acked(&self) -> usize {
+        self.stats.lock().unwrap().micros.len()
+    }
+
     /// Waits until each has heard of its last write.
     pub async fn stop(self) -> Stats {
         self.stop.cancel();

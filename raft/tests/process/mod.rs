@@ -23,8 +23,10 @@
 pub mod fleet;
 pub mod ledger;
 pub mod load;
+pub mod mount;
 pub mod node;
 pub mod proxy;
+pub mod random;
 
 use std::{
     collections::HashMap,
@@ -111,6 +113,13 @@ impl Process {
             Ok(answer) => answer.unwrap_or_else(|_| Err("it is gone".to_owned())),
             Err(_) => Err(format!("`{order}` was not answered in time")),
         }
+    }
+
+    /// Gives an order whose answer nobody waits for.
+    pub async fn tell(&self, order: &str) {
+        let number = self.orders.fetch_add(1, Ordering::Relaxed);
+        // To one that is gone there is nothing to tell.
+        _ = self.stdin.lock().await.write_all(format!("{number} {order}\n").as_bytes()).await;
     }
 
     /// `STOP`, `CONT`, `KILL`.

@@ -12,6 +12,7 @@
 //! | `status` | | `node= leader= term= committed= applied= incarnation= started=` |
 //! | `hash` | an index | `index= hash=`, once that much is applied |
 //! | `load` | see [`Load`] | |
+//! | `acked` | | `acked=` of that load, so far |
 //! | `unload` | | see [`super::load::Stats`] |
 //! | `write` | | one session opened: what was proposed here counts |
 //! | `transfer` | a node's id, or nothing | leadership was given away, or was not here |
@@ -20,7 +21,7 @@
 //! | `close` | | and ends with 0 |
 //!
 //! Unasked: `listening ADDR`, `term T LEADER` (whenever either changes), `ack`, `unknown` and `refused` of its load,
-//! `hit POINT`, `fatal WHY` before it ends with 1, and `closed` when its store could still be closed then.
+//! `hit POINT`; `fatal WHY` and `answered` (or `hanging`, if somebody was not) before it ends with 1.
 
 use std::{
     fmt::Display,
@@ -53,6 +54,8 @@ pub const MARK: char = '@';
 
 /// How often a node looks whether it knows of another term or leader.
 const LOOK: Duration = Duration::from_millis(5);
+/// How long a store that has failed may take to close, and whoever waits for it to be answered.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the answer to an order may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -149,7 +152,7 @@ fn arm(words: &str) {
 struct Node {
     store: Store,
     name: String,
-    load: Mutex<Option<Running>>,
+    load: Arc<Mutex<Option<Running>>>,
     writes: AtomicU64,
     /// Looks for what is fatal.
     guard: JoinHandle<()>,
@@ -177,16 +180,22 @@ async fn open(words: &str, listener: TcpListener) -> moim_raft::Result<Node> {
     let (store, feeds) = Store::open(config, listener).await?;
     tokio::spawn(play(feeds));
     tokio::spawn(watch(store.clone()));
-    let failing = store.clone();
+    let load = Arc::<Mutex<Option<Running>>>::default();
+    let (failing, ended) = (store.clone(), load.clone());
     let guard = tokio::spawn(async move {
         let why = failing.fatal().await.to_string();
         say(format_args!("fatal {}", why.replace('\n', " ")));
-        // As the server does: let those who wait hear of it, then end.
-        _ = timeout(Duration::from_secs(5), failing.close()).await;
-        say("closed");
+        // As the server does: those who wait hear of it, and then it ends.
+        _ = timeout(CLOSE_TIMEOUT, failing.close()).await;
+        let running = ended.lock().unwrap().take();
+        let answered = match running {
+            Some(running) => timeout(CLOSE_TIMEOUT, running.stop()).await.is_ok(),
+            None => true,
+        };
+        say(if answered { "answered" } else { "hanging" });
         exit(1);
     });
-    Ok(Node { store, name, load: Mutex::default(), writes: AtomicU64::new(0), guard })
+    Ok(Node { store, name, load, writes: AtomicU64::new(0), guard })
 }
 
 /// Answers who waits for a command, and does nothing else.
@@ -223,6 +232,10 @@ impl Node {
                 let running = Running::start(self.store.clone(), self.name.clone(), Load::parse(words));
                 let before = self.load.lock().unwrap().replace(running);
                 if before.is_some() { Err("there was a load".to_owned()) } else { Ok(String::new()) }
+            }
+            "acked" => {
+                let running = self.load.lock().unwrap();
+                Ok(format!("acked={}", running.as_ref().map_or(0, Running::acked)))
             }
             "unload" => {
                 let running = self.load.lock().unwrap().take().ok_or("there is no load")?;
@@ -302,16 +315,14 @@ pub fn ns() -> Namespace {
 pub async fn open_session(store: &Store, name: &str) -> moim_raft::Result<(Sid, Applied)> {
     let user = User::new(name).expect("a short name");
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut random = [0; 16];
-    for (i, byte) in random.iter_mut().enumerate() {
+    let mut pid = [0; 32];
+    for (i, byte) in pid.iter_mut().enumerate() {
         for b in name.bytes().chain([i as u8]) {
             hash = (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3);
         }
         *byte = (hash >> 32) as u8;
     }
-    let sid = Sid::from_random(random);
-    let mut pid = [0; 32];
-    pid[..16].copy_from_slice(&random);
+    let sid = Sid::from_random(*pid.first_chunk().expect("it is longer"));
     let applied = store.call(Command::Open { sid: sid.clone(), ns: ns(), user, guest: false, pid }).await?;
     Ok((sid, applied))
 }
