@@ -1,0 +1,122 @@
+//! A disk that fails, and one that is full, under a node of a cluster: the node says so and ends, whoever waited is
+//! answered, the others go on, and nothing that was acknowledged is lost.
+
+mod process;
+
+use std::time::Instant;
+
+use process::{
+    Fleet, Load, Options,
+    mount::{self, Mount},
+    parsed,
+    random::Random,
+};
+
+#[test]
+fn process_node() {
+    process::enter();
+}
+
+fn options() -> Options {
+    let load = Load { proposers: 3, pause: 3, ..Load::default() };
+    Options { load, snapshot_every: 100, ..Options::default() }
+}
+
+/// The node ended, with one line that says why, and all of its callers had an answer before.
+async fn has_failed(fleet: &mut Fleet, victim: usize, why: &str) {
+    let status = fleet.ended(victim).await;
+    let said = std::mem::take(&mut fleet.ledger.lock().unwrap().fatal);
+    assert_eq!(status.code(), Some(1), "{said:?}");
+    let [(who, line)] = &said[..] else { panic!("one line, not {said:?}") };
+    assert!(*who == victim && line.contains(why), "{said:?}, not {why}");
+    let answered = std::mem::take(&mut fleet.ledger.lock().unwrap().answered);
+    assert_eq!(answered, [victim], "all of its callers were answered");
+}
+
+/// At a random write or sync, the only one that fails. What is tried again after it would succeed, and be found out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_write_or_sync_ends_the_node_and_loses_nothing() {
+    let mut fleet = Fleet::new(options()).await;
+    let mut random = Random::new(0);
+    for (point, what, within) in [
+        // Before the write, and between it and the sync, as if the sync had failed.
+        ("log-before-write", "enospc", 60),
+        ("log-before-write", "eio", 60),
+        ("log-after-write", "eio", 60),
+        ("vote-before-save", "eio", 1),
+        ("checkpoint-before-batch", "enospc", 1),
+        ("checkpoint-after-flush", "eio", 1),
+        ("snapshot-before-rename", "enospc", 1),
+    ] {
+        fleet.load_all().await;
+        fleet.acked_more(20).await;
+        let leader = fleet.leader().await;
+        // Leader and follower in turn; a vote is saved by one that stands for election.
+        let is_vote = point.starts_with("vote");
+        let victim = if random.below(2) == 0 && !is_vote { leader } else { (leader + 1) % 3 };
+        let nth = 1 + random.below(within);
+        fleet.node(victim).ask(&format!("arm {point} {nth} {what}")).await.unwrap();
+        if is_vote {
+            let to = fleet.ids[victim];
+            _ = fleet.node(leader).ask(&format!("transfer {to}")).await;
+        }
+        has_failed(&mut fleet, victim, if what == "eio" { "os error 5" } else { "os error 28" }).await;
+        let hits = std::mem::take(&mut fleet.ledger.lock().unwrap().hits);
+        assert_eq!(hits, [(victim, point.to_owned())]);
+        fleet.acked_more(50).await;
+        fleet.start(victim).await.unwrap_or_else(|why| panic!("{point} {what}: does not start: {why}"));
+        let healed = fleet.all_started().await;
+        fleet.unload_all().await;
+        fleet.agree().await;
+        let role = if victim == leader { "leader" } else { "follower" };
+        eprintln!("{point} {what}, {role}, time {nth}: whole again after {healed:?}");
+    }
+    fleet.close().await;
+}
+
+/// 24 MiB in memory, most of it taken by something else: the log fills the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_with_a_full_disk_ends_and_catches_up_when_there_is_room() {
+    if let Some(why) = mount::unavailable() {
+        return eprintln!("{why}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Mount::tmpfs(dir.path().join("full"), "24m").unwrap();
+    let data = vec![disk.path.join("data"), dir.path().join("n1"), dir.path().join("n2")];
+    let mut fleet = Fleet::new(Options { data: Some(data), ..options() }).await;
+    for leads in [true, false] {
+        disk.resize("24m");
+        fleet.load_all().await;
+        fleet.acked_more(50).await;
+        let to = fleet.ids[if leads { 0 } else { 1 }];
+        let leader = fleet.leader().await;
+        _ = fleet.node(leader).ask(&format!("transfer {to}")).await;
+        fleet.until(0, "status", |status| parsed::<u64>(status, "leader") == to, Instant::now()).await;
+
+        let ballast = disk.path.join("ballast");
+        let filled = std::process::Command::new("dd")
+            .args(["if=/dev/zero", &format!("of={}", ballast.display()), "bs=4k"])
+            .stderr(std::process::Stdio::null())
+            .status();
+        assert!(!filled.unwrap().success(), "dd goes on until the disk is full");
+        has_failed(&mut fleet, 0, "os error 28").await;
+        fleet.acked_more(50).await;
+
+        // Without room it does not start, and says why; with room it does.
+        let refused = fleet.start(0).await;
+        match refused {
+            Err(why) => assert!(why.contains("os error 28"), "{why}"),
+            // There was room enough to open: then it ends at its first write.
+            Ok(()) => has_failed(&mut fleet, 0, "os error 28").await,
+        }
+        std::fs::remove_file(&ballast).unwrap();
+        disk.resize("64m");
+        fleet.start(0).await.expect("there is room");
+        fleet.all_started().await;
+        fleet.unload_all().await;
+        fleet.agree().await;
+        eprintln!("full, {}: caught up", if leads { "leader" } else { "follower" });
+    }
+    fleet.close().await;
+    drop(disk);
+}
