@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use super::{engine::is_beginning, relay, stream::ClientStream};
+use super::{ask::is_beginning, stream::ClientStream, tunnel};
 
 /// Bounds of the client port.
 #[derive(Clone, Debug)]
@@ -147,7 +147,7 @@ async fn connection<S>(
     let of = connection.clone();
     let answer = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(of.clone());
-        let client = request.headers_mut().remove(relay::CLIENT);
+        let client = request.headers_mut().remove(tunnel::CLIENT);
         if is_tunnel {
             let client = client.and_then(|client| client.to_str().ok()?.parse().ok()).unwrap_or(of.peer());
             request.extensions_mut().insert(Relayed(client));

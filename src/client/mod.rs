@@ -6,11 +6,11 @@
 //! | file | one sentence |
 //! |---|---|
 //! | `listener` | accepts, bounds and tracks connections; answers probes and turns handshakes away |
-//! | `engine` | the request layer before socketioxide: whose request is it, who answers |
-//! | `transport` | one record per Engine.IO session: what everybody above holds of a client |
+//! | `ask`, `engine` | the request layer before socketioxide: what is asked, whose it is, who answers |
+//! | `transport`, `transports` | one record per Engine.IO session, what everybody above holds of a client; all of them |
 //! | `poll` | long-polling: how a poll waits and ends |
 //! | `upgrade` | from long-polling to a WebSocket |
-//! | `relay` | requests for another node's sessions, passed on to it |
+//! | `relay`, `tunnel` | requests for another node's sessions, passed on to it |
 //! | `stream` | the bytes of one connection, as hyper and tungstenite read and write them |
 //! | `connection` | a cheap handle on the same connection: facts about it, and the two things one can do to it |
 //! | `outgoing` | what is on its way to one client, whichever connections carry it |
@@ -19,6 +19,7 @@
 //! | `socketio` | socketioxide with every limit named, and the exact bytes of its CONNECT reply |
 //! | `emit` | writing to one socket, once encoded, never after a gap |
 
+mod ask;
 pub mod connection;
 pub mod emit;
 pub mod engine;
@@ -32,6 +33,8 @@ pub mod socketio;
 pub mod stream;
 pub mod tag;
 pub mod transport;
+pub mod transports;
+mod tunnel;
 mod upgrade;
 
 pub use connection::Connection;
@@ -39,4 +42,5 @@ pub use emit::{Ack, Encoded, Lost, Outlet};
 pub use listener::{Gate, Limits, serve};
 pub use relay::Relay;
 pub use stream::ClientStream;
-pub use transport::{Transport, Transports};
+pub use transport::Transport;
+pub use transports::Transports;

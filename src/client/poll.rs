@@ -21,6 +21,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout;
 
 use super::{
+    ask::{BAD_REQUEST, UNKNOWN_SID},
     connection::Connection,
     rewrite,
     transport::{Transport, Turn},
@@ -85,8 +86,8 @@ fn closed(mut turn: Turn) -> Response<Body> {
 /// A poll that socketioxide did not take: the session is a WebSocket's by now, or has ended in this moment.
 fn refused(transport: &Transport) -> Response<Body> {
     match transport.is_closed() {
-        true => super::engine::UNKNOWN_SID.response(),
-        false => super::engine::BAD_REQUEST.response(),
+        true => UNKNOWN_SID.response(),
+        false => BAD_REQUEST.response(),
     }
 }
 

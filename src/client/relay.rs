@@ -20,13 +20,11 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
-    pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axum::body::Body;
@@ -35,35 +33,21 @@ use futures_util::{
     future::BoxFuture,
     stream::{self, StreamExt},
 };
-use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
-    header::{self, HeaderName},
-};
-use http_body::{Frame, SizeHint};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::{
-    body::Incoming,
-    client::conn::http1::{self, SendRequest},
-    upgrade::{OnUpgrade, Upgraded},
-};
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncWriteExt, copy, split},
-    net::TcpStream,
-    time::{sleep, timeout},
-};
+use hyper::upgrade::OnUpgrade;
+use tokio::time::{sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{connection::CLOSE_TIMEOUT, engine::UNKNOWN_SID, socketio::PATH, transport::Transport};
+pub use super::tunnel::Dial;
+use super::{
+    ask::UNKNOWN_SID,
+    connection::CLOSE_TIMEOUT,
+    socketio::PATH,
+    transport::Transport,
+    tunnel::{Answer, Tunnels, carry, inward, outward},
+};
 
-/// Tells the other end of a tunnel the address of the client. Taken from a tunnel only.
-pub(super) const CLIENT: HeaderName = HeaderName::from_static("moim-client");
-/// How long a node may take to accept a tunnel.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
-/// Tunnels to one node that are kept for the next request; more are closed.
-const IDLE_MAX: usize = 64;
-/// How long they are kept: less than the other end waits for a request.
-const IDLE_TIME: Duration = Duration::from_secs(20);
 /// Requests of a node that is leaving that are let go of at once.
 const RELEASES: usize = 16;
 /// How often a node is asked whether it lives while something is on its way to it.
@@ -71,8 +55,6 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// How long it may take to say so. Far longer than Raft gives a leader, so that a machine that is merely busy is not cut off.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// Makes a connection to a node's peer port.
-pub type Dial = Arc<dyn Fn(u64) -> BoxFuture<'static, io::Result<TcpStream>> + Send + Sync>;
 /// Lets a transport go as a drain does.
 pub type LetGo = Arc<dyn Fn(Transport) -> BoxFuture<'static, ()> + Send + Sync>;
 
@@ -93,15 +75,13 @@ pub struct Relay(Arc<Inner>);
 
 struct Inner {
     others: Others,
-    idle: Mutex<HashMap<u64, Vec<(Tunnel, Instant)>>>,
+    tunnels: Tunnels,
     passing: Mutex<HashMap<u64, Passing>>,
     watched: Mutex<HashMap<u64, Watched>>,
     last: AtomicU64,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
-
-type Tunnel = SendRequest<Full<Bytes>>;
 
 /// A node that something is on its way to.
 struct Watched {
@@ -121,8 +101,9 @@ struct Passing {
 impl Relay {
     pub fn new(others: Others) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let (idle, passing, watched) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { others, idle, passing, watched, last: AtomicU64::new(0), tasks, stop }))
+        let tunnels = Tunnels::new(others.dial.clone(), tasks.clone(), stop.clone());
+        let (passing, watched) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { others, tunnels, passing, watched, last: AtomicU64::new(0), tasks, stop }))
     }
 
     /// Of a node that has no others.
@@ -170,7 +151,7 @@ impl Relay {
         client: SocketAddr,
     ) -> Result<Response<Body>, axum::BoxError> {
         let to = passing.to;
-        let mut tunnel = self.tunnel(to).await?;
+        let mut tunnel = self.0.tunnels.get(to).await?;
         let from = request.extensions_mut().remove::<OnUpgrade>();
         let mut response = tokio::select! {
             response = tunnel.send_request(outward(request, client)) => response?,
@@ -178,8 +159,8 @@ impl Relay {
         };
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (parts, body) = response.into_parts();
-            let back = Some((self.clone(), to, tunnel));
-            return Ok(Response::from_parts(inward(parts), Body::new(Answer { body, back, _passing: passing })));
+            let body = Answer::new(body, self.0.tunnels.clone(), to, tunnel, passing);
+            return Ok(Response::from_parts(inward(parts), Body::new(body)));
         }
         let from = from.ok_or("it was not an upgrade")?;
         let there = hyper::upgrade::on(&mut response);
@@ -194,33 +175,6 @@ impl Relay {
             }
         }));
         Ok(response.map(|_| Body::empty()))
-    }
-
-    /// An idle tunnel to a node, or a new one.
-    async fn tunnel(&self, to: u64) -> Result<Tunnel, axum::BoxError> {
-        while let Some((tunnel, since)) = lock(&self.0.idle).get_mut(&to).and_then(Vec::pop) {
-            if tunnel.is_ready() && since.elapsed() < IDLE_TIME {
-                return Ok(tunnel);
-            }
-        }
-        let stream = timeout(DIAL_TIMEOUT, (self.0.others.dial)(to)).await??;
-        notice_death(&stream)?;
-        let (tunnel, driver) = http1::handshake(TokioIo::new(stream)).await?;
-        let stop = self.0.stop.clone();
-        self.0.tasks.spawn(async move {
-            // An error is told to whoever waits for an answer.
-            stop.run_until_cancelled(driver.with_upgrades()).await
-        });
-        Ok(tunnel)
-    }
-
-    fn keep(&self, to: u64, tunnel: Tunnel) {
-        let mut idle = lock(&self.0.idle);
-        let tunnels = idle.entry(to).or_default();
-        tunnels.retain(|(tunnel, since)| !tunnel.is_closed() && since.elapsed() < IDLE_TIME);
-        if tunnels.len() < IDLE_MAX {
-            tunnels.push((tunnel, Instant::now()));
-        }
     }
 
     /// Asks a node whether it lives until `over`, which it brings about if it does not.
@@ -240,10 +194,10 @@ impl Relay {
         if !(self.0.others.is_up)(node) {
             return Err("it is down".into());
         }
-        let mut tunnel = self.tunnel(node).await?;
+        let mut tunnel = self.0.tunnels.get(node).await?;
         let response = tunnel.send_request(Request::get("/livez").body(Full::default())?).await?;
         response.into_body().collect().await?;
-        self.keep(node, tunnel);
+        self.0.tunnels.keep(node, tunnel);
         Ok(())
     }
 
@@ -262,7 +216,7 @@ impl Relay {
 
     async fn ask_release(&self, passing: Passing) {
         let asked = async {
-            let mut tunnel = self.tunnel(passing.to).await?;
+            let mut tunnel = self.0.tunnels.get(passing.to).await?;
             let mut request = Request::new(Full::default());
             *request.method_mut() = Method::DELETE;
             *request.uri_mut() = format!("{PATH}/?EIO=4&transport=polling&sid={}", passing.id).try_into()?;
@@ -295,7 +249,7 @@ impl Relay {
     /// Ends all tunnels and waits for them.
     pub async fn close(&self) {
         self.0.stop.cancel();
-        lock(&self.0.idle).clear();
+        self.0.tunnels.clear();
         self.0.tasks.close();
         self.0.tasks.wait().await;
     }
@@ -343,92 +297,6 @@ impl Drop for Entry {
                 watched.remove(&self.to);
             }
         }
-    }
-}
-
-/// The request as it goes into a tunnel: what belongs to the client's connection stays, its address goes along.
-fn outward(mut request: Request<Full<Bytes>>, client: SocketAddr) -> Request<Full<Bytes>> {
-    let headers = request.headers_mut();
-    let upgrade = headers.contains_key(header::UPGRADE);
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::CONTENT_LENGTH, header::EXPECT] {
-        headers.remove(name);
-    }
-    headers.remove("keep-alive");
-    if upgrade {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    }
-    if let Ok(client) = HeaderValue::try_from(client.to_string()) {
-        headers.insert(CLIENT, client);
-    }
-    *request.version_mut() = http::Version::HTTP_11;
-    request
-}
-
-/// The head of an answer as it leaves for the client.
-fn inward(mut parts: http::response::Parts) -> http::response::Parts {
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::DATE] {
-        parts.headers.remove(name);
-    }
-    parts
-}
-
-/// Probes an idle connection, so that a node that vanished without a word is noticed within about three seconds.
-fn notice_death(stream: &TcpStream) -> io::Result<()> {
-    let second = Duration::from_secs(1);
-    let probes = socket2::TcpKeepalive::new().with_time(second).with_interval(second).with_retries(2);
-    socket2::SockRef::from(stream).set_tcp_keepalive(&probes)
-}
-
-/// Carries bytes between a client and its node until one of them is done; then the other has a moment to finish.
-async fn carry(here: Upgraded, there: Upgraded) {
-    let (mut from_client, mut to_client) = split(TokioIo::new(here));
-    let (mut from_node, mut to_node) = split(TokioIo::new(there));
-    // An error means that this direction has ended.
-    let up = async {
-        copy(&mut from_client, &mut to_node).await.ok();
-        to_node.shutdown().await.ok();
-    };
-    let down = async {
-        copy(&mut from_node, &mut to_client).await.ok();
-        to_client.shutdown().await.ok();
-    };
-    let (mut up, mut down) = (pin!(up), pin!(down));
-    tokio::select! {
-        () = &mut up => { timeout(CLOSE_TIMEOUT, down).await.ok(); }
-        () = &mut down => { timeout(CLOSE_TIMEOUT, up).await.ok(); }
-    }
-}
-
-/// The body of an answer; when all of it was read, the tunnel is free again.
-struct Answer {
-    body: Incoming,
-    back: Option<(Relay, u64, Tunnel)>,
-    _passing: Entry,
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let whole = match &frame {
-            None => true,
-            Some(Ok(_)) => self.body.is_end_stream(),
-            Some(Err(_)) => false,
-        };
-        if whole && let Some((relay, to, tunnel)) = self.back.take() {
-            relay.keep(to, tunnel);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

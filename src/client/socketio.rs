@@ -11,7 +11,8 @@ use socketioxide::{ParserConfig, TransportType, service::SocketIoService, socket
 use super::{
     engine::Engine,
     relay::Relay,
-    transport::{Opened, Transport, Transports},
+    transport::{Opened, Transport},
+    transports::Transports,
 };
 use crate::adapter::{Hub, PeerAdapter, SocketIo, SocketRef};
 

@@ -10,106 +10,26 @@
 //! * One poll at a time. Packets that left socketioxide for a poll whose client is gone are a gap, so the transport is cut.
 
 use std::{
-    collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, Weak,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
 
 use socketioxide::socket::Sid;
 use tokio::{sync::Notify, time::timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     connection::{CLOSE_TIMEOUT, Connection},
     listener::Relayed,
     outgoing::Outgoing,
+    transports::{self, Registry},
 };
 
 /// Ends a session inside of socketioxide that has no connection to be cut.
 pub(super) type Hangup = Arc<dyn Fn(Sid) + Send + Sync>;
-
-/// The Engine.IO sessions of this node. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct Transports {
-    tables: Arc<Mutex<Tables>>,
-    /// Upgrades that are under way.
-    upgrades: TaskTracker,
-}
-
-#[derive(Default)]
-struct Tables {
-    last: u64,
-    all: HashMap<u64, Transport>,
-    /// Those that began with long-polling: the ones that later requests name.
-    by_sid: HashMap<Sid, Transport>,
-}
-
-impl Transports {
-    /// A new transport, of a client at `peer`.
-    pub(super) fn open(&self, peer: SocketAddr, hangup: Hangup) -> Transport {
-        let mut tables = self.lock();
-        tables.last += 1;
-        let transport = Transport(Arc::new(Record {
-            id: tables.last,
-            outgoing: Arc::default(),
-            hangup,
-            state: Mutex::new(State { peer, sid: None, websocket: None, polled: false, offered: false, ended: false }),
-            relayed: AtomicBool::new(false),
-            released: Notify::new(),
-            closing: CancellationToken::new(),
-            closed: CancellationToken::new(),
-            registry: Arc::downgrade(&self.tables),
-        }));
-        tables.all.insert(transport.0.id, transport.clone());
-        transport
-    }
-
-    /// The transport of an Engine.IO session that began with long-polling.
-    pub(super) fn get(&self, sid: Sid) -> Option<Transport> {
-        self.lock().by_sid.get(&sid).cloned()
-    }
-
-    /// All that are open, for a drain.
-    pub fn all(&self) -> Vec<Transport> {
-        self.lock().all.values().cloned().collect()
-    }
-
-    /// How many are open.
-    pub fn len(&self) -> usize {
-        self.lock().all.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// WebSockets that come to this node through another one.
-    pub fn relayed(&self) -> usize {
-        self.lock().all.values().filter(|transport| transport.is_relayed()).count()
-    }
-
-    /// Works on an upgrade, which ends with its connection.
-    pub(super) fn spawn(&self, upgrade: impl Future<Output = ()> + Send + 'static) {
-        self.upgrades.spawn(upgrade);
-    }
-
-    /// Waits, once the port is closed, until no upgrade is under way any more.
-    pub async fn ended(&self) {
-        self.upgrades.close();
-        self.upgrades.wait().await;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Tables> {
-        lock_tables(&self.tables)
-    }
-}
-
-fn lock_tables(tables: &Mutex<Tables>) -> MutexGuard<'_, Tables> {
-    tables.lock().expect("nothing panics under this lock")
-}
 
 /// See the module. Cheap to clone; outlives what it is a handle on.
 #[derive(Clone)]
@@ -126,7 +46,7 @@ struct Record {
     released: Notify,
     closing: CancellationToken,
     closed: CancellationToken,
-    registry: Weak<Mutex<Tables>>,
+    registry: Registry,
 }
 
 struct State {
@@ -150,6 +70,24 @@ pub(super) enum NotNow {
 }
 
 impl Transport {
+    pub(super) fn new(id: u64, peer: SocketAddr, hangup: Hangup, registry: Registry) -> Self {
+        Self(Arc::new(Record {
+            id,
+            outgoing: Arc::default(),
+            hangup,
+            state: Mutex::new(State { peer, sid: None, websocket: None, polled: false, offered: false, ended: false }),
+            relayed: AtomicBool::new(false),
+            released: Notify::new(),
+            closing: CancellationToken::new(),
+            closed: CancellationToken::new(),
+            registry,
+        }))
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.0.id
+    }
+
     /// The client's address, as the request said that made it what it is: the first one, or the upgrade.
     pub fn peer(&self) -> SocketAddr {
         self.lock().peer
@@ -249,11 +187,11 @@ impl Transport {
     /// It began with long-polling, under this id.
     pub(super) fn name(&self, sid: Sid) {
         let Some(registry) = self.0.registry.upgrade() else { return };
-        let mut tables = lock_tables(&registry);
+        let mut tables = transports::lock(&registry);
         let mut state = self.lock();
         if !state.ended {
             state.sid = Some(sid);
-            tables.by_sid.insert(sid, self.clone());
+            tables.name(sid, self.clone());
         }
     }
 
@@ -329,9 +267,7 @@ impl Transport {
             (state.sid, state.websocket.clone())
         };
         if let Some(registry) = self.0.registry.upgrade() {
-            let mut tables = lock_tables(&registry);
-            tables.all.remove(&self.0.id);
-            sid.and_then(|sid| tables.by_sid.remove(&sid));
+            transports::lock(&registry).remove(self.0.id, sid);
         }
         self.0.outgoing.disarm();
         self.0.closed.cancel();
