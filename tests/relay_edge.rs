@@ -190,7 +190,7 @@ async fn a_node_that_is_gone_or_does_not_answer_is_an_unknown_session() {
     });
     let asked = Instant::now();
     assert_eq!(a.get(&path).await, unknown());
-    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
     held.abort();
     // It is not there at all.
     assert_eq!(a.get(&path).await, unknown());

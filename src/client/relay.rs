@@ -52,8 +52,11 @@ use super::{
 const RELEASES: usize = 16;
 /// How often a node is asked whether it lives while something is on its way to it.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
-/// How long it may take to say so. Far longer than Raft gives a leader, so that a machine that is merely busy is not cut off.
+/// How long it may take to say so.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How often in a row it may fail to. Two, because a machine that is merely busy was seen to miss one; so a node that stands
+/// still is noticed within four seconds.
+const MISSES_MAX: u32 = 2;
 
 /// Lets a transport go as a drain does.
 pub type LetGo = Arc<dyn Fn(Transport) -> BoxFuture<'static, ()> + Send + Sync>;
@@ -179,10 +182,13 @@ impl Relay {
 
     /// Asks a node whether it lives until `over`, which it brings about if it does not.
     async fn watch(self, node: u64, over: CancellationToken) {
+        let mut misses = 0;
         while over.run_until_cancelled(sleep(PROBE_EVERY)).await.is_some() {
             let lives = matches!(timeout(PROBE_TIMEOUT, self.probe(node)).await, Ok(Ok(())));
+            misses = if lives { 0 } else { misses + 1 };
+            let gone = misses == MISSES_MAX || !(self.0.others.is_up)(node);
             let mut watched = lock(&self.0.watched);
-            if !lives && !over.is_cancelled() {
+            if gone && !over.is_cancelled() {
                 tracing::info!(node = %format_args!("{node:016x}"), "does not answer: its relayed clients are let go");
                 watched.remove(&node);
                 return over.cancel();
@@ -191,9 +197,6 @@ impl Relay {
     }
 
     async fn probe(&self, node: u64) -> Result<(), axum::BoxError> {
-        if !(self.0.others.is_up)(node) {
-            return Err("it is down".into());
-        }
         let mut tunnel = self.0.tunnels.get(node).await?;
         let response = tunnel.send_request(Request::get("/livez").body(Full::default())?).await?;
         response.into_body().collect().await?;
