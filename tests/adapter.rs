@@ -207,6 +207,25 @@ async fn one_remote_socket_is_acted_upon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_remote_socket_stays_the_right_one_when_its_client_moves() {
+    let cluster = Cluster::start().await;
+    let [here, _, mut client] = cluster.clients(3).await.try_into().ok().unwrap();
+    here.call("keep_remote_sock", json!(client.sid)).await;
+    // Where it was fetched, on a third node, on the handler's own, and back.
+    for node in [2, 1, 0, 2] {
+        if client.node != node {
+            let auth = json!({ "pid": client.pid });
+            let moved = Client::connect_as(cluster.clients[node], node, &auth).await;
+            assert_eq!(moved.sid, client.sid);
+            client = moved;
+        }
+        here.call("emit_to_kept_sock", json!(null)).await;
+        assert_eq!(client.expect("kept").await[0], json!(format!("hello from {}", here.sid)), "on node {node}");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_read_is_cut_off_and_nobody_else_notices() {
     let cluster = Cluster::start().await;
     let clients = cluster.clients(4).await;

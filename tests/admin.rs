@@ -217,13 +217,13 @@ async fn lists_are_paged_without_gaps_and_tell_one_story() {
         }
     };
     assert_eq!(pages("/v1/rooms?prefix=room-&", "rooms", "room").await, names);
-    assert_eq!(pages("/v1/users?", "users", "user").await, ["bo", "ann"]);
+    assert_eq!(pages("/v1/users?", "users", "user").await, ["ann", "bo"]);
     let sids = pages("/v1/sids?", "sids", "sid").await;
     assert!(sids.is_sorted() && sids.len() == 3, "{sids:?}");
     assert_eq!(pages("/v1/sids?user=ann&", "sids", "sid").await.len(), 2);
     assert_eq!(pages("/v1/sids?node=node1&", "sids", "sid").await, sids);
     assert!(pages("/v1/sids?node=node2&", "sids", "sid").await.is_empty());
-    assert_eq!(pages("/v1/rooms/room-0?", "users", "user").await, ["bo", "ann"]);
+    assert_eq!(pages("/v1/rooms/room-0?", "users", "user").await, ["ann", "bo"]);
 
     let room = node.read("/v1/rooms/room-0").await;
     assert_eq!((&room["members"], &room["sids"].as_array().map(Vec::len)), (&json!(2), &Some(3)));

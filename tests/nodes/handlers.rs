@@ -1,6 +1,6 @@
 //! A team's handlers, as they could be in its own program.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 
 use futures_util::StreamExt;
 use moim::{
@@ -127,6 +127,9 @@ fn sockets(socket: &SocketRef) {
 
 type Remote = socketioxide::socket::RemoteSocket<moim::adapter::PeerAdapter>;
 
+/// A remote socket that a handler keeps.
+static KEPT: Mutex<Option<Remote>> = Mutex::new(None);
+
 async fn remote(all: &SocketIo, id: Sid) -> Remote {
     let mut sockets = io(all).to(id).fetch_sockets().await.unwrap();
     assert_eq!(sockets.len(), 1);
@@ -153,6 +156,15 @@ fn remote_sockets(socket: &SocketRef) {
     });
     socket.on("get_rooms_remote_sock", async |all: SocketIo, Data::<Sid>(id), ack: AckSender| {
         ack.send(&remote(&all, id).await.rooms().await.unwrap()).unwrap();
+    });
+    socket.on("keep_remote_sock", async |all: SocketIo, Data::<Sid>(id), ack: AckSender| {
+        *KEPT.lock().unwrap() = Some(remote(&all, id).await);
+        ack.send(&()).unwrap();
+    });
+    socket.on("emit_to_kept_sock", async |me: SocketRef, ack: AckSender| {
+        let kept = KEPT.lock().unwrap().clone().unwrap();
+        kept.emit("kept", &hello(&me)).await.unwrap();
+        ack.send(&()).unwrap();
     });
     socket.on("disconnect_remote_sock", async |all: SocketIo, Data::<Sid>(id), ack: AckSender| {
         remote(&all, id).await.disconnect().await.unwrap();
