@@ -1,7 +1,8 @@
 //! Since when, and why, a session that goes on here was without a transport.
 //!
 //! The log says it when the loss was recorded. When a node dies it cannot record any, and is declared down only seconds
-//! later: then its last sign of life counts, as this node saw it.
+//! later: then its last sign of life counts, as this node saw it. A node that has just started may have seen none: it
+//! takes such a session for one that was taken over.
 
 use std::time::{Duration, Instant};
 

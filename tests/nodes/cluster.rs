@@ -123,15 +123,18 @@ impl Cluster {
     }
 }
 
+/// Head and body of the answer.
+pub async fn get(address: SocketAddr, path: &str) -> std::io::Result<(String, String)> {
+    let mut tcp = TcpStream::connect(address).await?;
+    tcp.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    tcp.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    Ok((head.to_owned(), body.to_owned()))
+}
+
 async fn is_ready(node: SocketAddr) -> bool {
-    let asked = async {
-        let mut tcp = TcpStream::connect(node).await?;
-        tcp.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
-        let mut answer = String::new();
-        tcp.read_to_string(&mut answer).await?;
-        std::io::Result::Ok(answer.starts_with("HTTP/1.1 200"))
-    };
-    asked.await.unwrap_or(false)
+    get(node, "/readyz").await.is_ok_and(|(head, _)| head.starts_with("HTTP/1.1 200"))
 }
 
 /// Is the node that the environment describes, until it is told to stop, or standard input ends.

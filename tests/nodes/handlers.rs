@@ -92,12 +92,17 @@ fn acks(socket: &SocketRef) {
         let sids: Vec<Sid> = acks.map(|(sid, _)| sid).collect().await;
         ack.send(&sids).unwrap();
     });
-    socket.on("acks_within", async |all: SocketIo, Data::<u64>(ms), ack: AckSender| {
+    // Each is told as it comes, too.
+    socket.on("acks_within", async |all: SocketIo, me: SocketRef, Data::<u64>(ms), ack: AckSender| {
         let all = io(&all).timeout(Duration::from_millis(ms));
         let acks = all.emit_with_ack::<_, String>("acks_within", &1).await.unwrap();
         let word =
             |ack: Result<String, socketioxide::AckError>| ack.map_or_else(|e| e.to_string(), |_| "ok".to_owned());
-        let acks: BTreeMap<String, String> = acks.map(|(sid, ack)| (sid.to_string(), word(ack))).collect().await;
+        let acks: BTreeMap<String, String> = acks
+            .inspect(|(sid, _)| _ = me.emit("acked", &json!({ "by": sid.to_string() })))
+            .map(|(sid, ack)| (sid.to_string(), word(ack)))
+            .collect()
+            .await;
         ack.send(&acks).unwrap();
     });
 }
