@@ -74,10 +74,13 @@ async fn each(store: &Store, sessions: Range<u64>, command: impl Fn(u64) -> Comm
     for nth in 0..TOGETHER {
         let (store, mine) = (store.clone(), sessions.clone().skip(nth as usize).step_by(TOGETHER as usize));
         callers.spawn(async move {
-            let mut failed = 0;
+            let mut failed = 0_u64;
             for i in mine {
-                let done = store.call(command(i)).await;
-                failed += u64::from(!done.is_ok_and(|applied| matches!(applied.reply, Reply::Seated { .. })));
+                let done = store.call(command(i)).await.map(|applied| applied.reply);
+                if !matches!(done, Ok(Reply::Seated { .. })) {
+                    eprintln!("session {i}: {done:?}");
+                    failed += 1;
+                }
             }
             failed
         });
