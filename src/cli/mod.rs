@@ -48,6 +48,8 @@ enum Command {
     Node(node::NodeCommand),
     /// Restart node after node and measure what clients saw
     RollingRestart(rolling_restart::RollingRestart),
+    /// Measure a running cluster with real connections
+    Bench(crate::bench::Bench),
     /// Check, show or write a configuration
     Config(config::ConfigCommand),
     /// Write shell completions to standard output
@@ -122,6 +124,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Undrain(undrain) => undrain.run().await,
         Command::Node(node) => node.run().await,
         Command::RollingRestart(restart) => restart.run().await,
+        Command::Bench(bench) => bench.run().await,
         Command::Config(config) => config.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "moim", &mut std::io::stdout());
