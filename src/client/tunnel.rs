@@ -39,8 +39,8 @@ use super::connection::CLOSE_TIMEOUT;
 /// Tells the other end the address of the client. Taken from a tunnel only.
 pub(super) const CLIENT: HeaderName = HeaderName::from_static("moim-client");
 
-/// How long a node may take to accept a tunnel.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a node may take to accept a tunnel. A dead process refuses at once; a busy machine takes its time.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Tunnels to one node that are kept for the next request; more are closed.
 const IDLE_MAX: usize = 64;
 /// How long they are kept: less than the other end waits for a request.
