@@ -29,7 +29,7 @@ fn ns() -> Namespace {
 }
 
 fn sid(user: u8) -> Sid {
-    Sid::from_random([user; 20])
+    Sid::from_random([user; 16])
 }
 
 fn open(user: u8) -> Command {

@@ -15,7 +15,8 @@ use std::{
 
 use moim_raft::{
     net::{Network, SnapshotFile},
-    raft::{LogId, Peer, SnapshotMeta, TypeConfig, Vote},
+    raft::{Peer, SnapshotMeta, TypeConfig, Vote},
+    wire::WireLogId,
 };
 use openraft::{
     errors::ReplicationClosed,
@@ -50,7 +51,8 @@ fn snapshot(temp: &TempDir, mark: u8, bytes: u64) -> Sent {
     for at in (0..bytes).step_by(MIB as usize) {
         file.write_all_at(&[mark, (at / MIB) as u8], at).unwrap();
     }
-    let meta = SnapshotMeta { last_log_id: Some(LogId::new(Vote::new(1, 7).leader_id, 812)), ..Default::default() };
+    let meta =
+        SnapshotMeta { last_log_id: Some(WireLogId { term: 1, node: 7, index: 812 }.into()), ..Default::default() };
     Snapshot { meta, snapshot: SnapshotFile { path } }
 }
 

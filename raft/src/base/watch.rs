@@ -85,7 +85,7 @@ impl Watched {
     /// How long it has been inside one call, when that is too long.
     fn stuck(&mut self) -> Option<Duration> {
         let now = self.pulse.now();
-        if now != self.seen || now % 2 == 0 {
+        if now != self.seen || now.is_multiple_of(2) {
             (self.seen, self.since) = (now, Instant::now());
         }
         Some(self.since.elapsed()).filter(|inside| *inside >= self.patience)
