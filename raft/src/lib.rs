@@ -38,9 +38,10 @@
 //!
 //! # What is true and what is derived
 //!
-//! The truth is the log with the vote, and the snapshot files. The checkpoint in sled only saves a start from applying the
-//! log again; it carries the hash of the whole state, and one that does not open or does not add up is moved aside and
-//! rebuilt, loudly and by itself.
+//! The truth is the log with the vote, and the snapshot files. The checkpoint in sled saves a start from applying the log
+//! again, and memory from holding the state: apply works on an overlay of what changed since ([`kv`], [`base`]). It carries
+//! the sum of all pairs, which a start believes and then proves in the background; one that does not open, does not add up or
+//! does not answer ends the node, loudly, and its next start rebuilds it by itself.
 //!
 //! # Invariants
 //!
@@ -54,9 +55,8 @@
 //!
 //! # What is left out, and what that means
 //!
-//! - All of the state is in memory, bounded by what rooms keep and not by bytes. (Of the log only the newest entries are, and
-//!   16 bytes for each other one: see [`log`].)
-//! - A snapshot is built from a copy of the state: for a moment it is in memory twice.
+//! - Views of the whole state for operators are copied under the lock that apply waits for, and are in memory as a whole.
+//! - sled gives back an emptied leaf, but not the space of one that is half full: only an installed snapshot packs it anew.
 //! - The peer links prove a shared secret at their start; they are neither encrypted nor authenticated after it.
 
 // Tests inside the crate share the test cluster with those outside, which names it.

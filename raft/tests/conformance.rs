@@ -29,8 +29,8 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, mpsc, oneshot};
 
 type Snapshot = SnapshotOf<TypeConfig, SnapshotFile>;
 
-/// Linux was seen to let go of a closed file's lock a moment after the thread that closed it was joined, so a log that is
-/// opened in that moment is told that it is in use. Nothing else is tried again.
+/// sled starts `sync`, and a process that is being started holds all files of its parent for a moment: also the lock of a log
+/// that was closed meanwhile. A log that is opened in that moment is told that it is in use. Nothing else is tried again.
 fn open_log(dir: &Path, options: &Options) -> Log {
     for _ in 0..100 {
         match Log::open(&dir.join("log"), options.clone()) {
