@@ -2,6 +2,7 @@
 //!
 //! Each start is a process of its own, because what sled does about damage may be to look for a leaf for ever.
 
+#[allow(dead_code, reason = "each test uses what it needs of it")]
 mod disk;
 
 use std::{

@@ -1,6 +1,7 @@
 //! Random histories against a model of sets and vectors: what the state knows is what the model knows, and neither
 //! checkpoints, snapshots, installations nor restarts on the way change a reply or a byte of it.
 
+#[allow(dead_code, reason = "each test uses what it needs of it")]
 mod disk;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,7 +1,5 @@
 //! A state on a disk of its own, with the log that it was made from.
 
-#![allow(dead_code, reason = "each test uses what it needs of it")]
-
 use std::{
     path::{Path, PathBuf},
     sync::Once,
