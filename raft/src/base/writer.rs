@@ -83,15 +83,12 @@ impl Writer {
                 self.health.progress.send_modify(|progress| progress.written += 1);
             }
             Job::Discard(changes) => drop(changes),
-            Job::Snapshot(tell) => match self.snapshot() {
-                Err(e @ Error::Unavailable(_)) => _ = tell.send(Err(e)),
-                done => _ = tell.send(Ok(done?)),
-            },
-            Job::Install { file, expected, tell } => match self.install(&file, expected) {
+            Job::Snapshot(tell) => answer(tell, self.snapshot(), |e| matches!(e, Error::Unavailable(_)))?,
+            Job::Install { file, expected, tell } => {
+                let done = self.install(&file, expected);
                 // The file is at fault, and nothing has changed.
-                Err(e @ Error::Refused(_)) => _ = tell.send(Err(e)),
-                done => _ = tell.send(Ok(done?)),
-            },
+                answer(tell, done, |e| matches!(e, Error::Refused(_)))?;
+            }
         }
         Ok(())
     }
@@ -183,4 +180,13 @@ impl Writer {
         generation::remove(&old.path)?;
         Ok(Found { kv: Kv::on(self.on.reader(&self.health), point.sum()), point: Some(point) })
     }
+}
+
+/// Tells whoever waits, and gives an error that ends the thread. They hear the reason, too: it may be they who end the node
+/// first.
+fn answer<T>(tell: oneshot::Sender<Result<T>>, done: Result<T>, harmless: impl Fn(&Error) -> bool) -> Result<()> {
+    let fatal = done.as_ref().err().filter(|e| !harmless(e)).cloned();
+    // Openraft does not wait any more when it is being stopped.
+    _ = tell.send(done);
+    fatal.map_or(Ok(()), Err)
 }
