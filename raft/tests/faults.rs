@@ -3,12 +3,9 @@
 
 mod process;
 
-use std::time::Instant;
-
 use process::{
     Fleet, Load, Options,
     mount::{self, Mount},
-    parsed,
     random::Random,
 };
 
@@ -88,10 +85,7 @@ async fn a_node_with_a_full_disk_ends_and_catches_up_when_there_is_room() {
         disk.resize("24m");
         fleet.load_all().await;
         fleet.acked_more(50).await;
-        let to = fleet.ids[if leads { 0 } else { 1 }];
-        let leader = fleet.leader().await;
-        _ = fleet.node(leader).ask(&format!("transfer {to}")).await;
-        fleet.until(0, "status", |status| parsed::<u64>(status, "leader") == to, Instant::now()).await;
+        fleet.lead(if leads { 0 } else { 1 }).await;
 
         let ballast = disk.path.join("ballast");
         let filled = std::process::Command::new("dd")

@@ -136,6 +136,19 @@ impl Fleet {
         self.nodes[i].take().expect("it runs").kill().await;
     }
 
+    /// Sees to it that node `i` leads. Asked more than once: a node that has just begun to lead may not know yet whom it
+    /// can trust with it.
+    pub async fn lead(&self, i: usize) {
+        let began = Instant::now();
+        while !self.leads(i).await {
+            assert!(began.elapsed() < HEALS_WITHIN, "node {i} does not come to lead");
+            let leader = self.leader().await;
+            if leader != i {
+                _ = self.node(leader).ask(&format!("transfer {}", self.ids[i])).await;
+            }
+        }
+    }
+
     /// Waits until node `i` has ended by itself.
     pub async fn ended(&mut self, i: usize) -> ExitStatus {
         self.nodes[i].take().expect("it runs").ended().await
