@@ -8,7 +8,7 @@ use std::{
 
 use moim_raft::{
     Store,
-    command::{Command, Holder, Namespace, Reply, Room, Sid, User},
+    command::{Command, Holder, Namespace, Refusal, Reply, Room, Sid, User},
 };
 use tokio::{sync::oneshot, task::JoinSet, time::sleep};
 
@@ -61,9 +61,7 @@ pub async fn lose(store: &Store, sessions: Range<u64>) -> String {
     let begun = Instant::now();
     let all: Vec<Holder> = sessions.map(holder).collect();
     for slice in all.chunks(LOST_SLICE) {
-        if let Err(e) = store.call(Command::Lost(slice.to_vec())).await {
-            return format!("not lost: {e}");
-        }
+        insist(store, Command::Lost(slice.to_vec())).await;
     }
     format!("ms={} failed=0", begun.elapsed().as_millis())
 }
@@ -76,10 +74,13 @@ async fn each(store: &Store, sessions: Range<u64>, command: impl Fn(u64) -> Comm
         callers.spawn(async move {
             let mut failed = 0_u64;
             for i in mine {
-                let done = store.call(command(i)).await.map(|applied| applied.reply);
-                if !matches!(done, Ok(Reply::Seated { .. })) {
-                    eprintln!("session {i}: {done:?}");
-                    failed += 1;
+                match insist(&store, command(i)).await {
+                    // The second: an earlier try had taken effect after all.
+                    (Reply::Seated { .. }, _) | (Reply::Refused(Refusal::Moved), true) => {}
+                    (reply, _) => {
+                        eprintln!("session {i}: {reply:?}");
+                        failed += 1;
+                    }
                 }
             }
             failed
@@ -87,6 +88,18 @@ async fn each(store: &Store, sessions: Range<u64>, command: impl Fn(u64) -> Comm
     }
     let failed: u64 = callers.join_all().await.iter().sum();
     format!("ms={} failed={failed}", begun.elapsed().as_millis())
+}
+
+/// Proposes until it is taken; also whether that took more than one try.
+async fn insist(store: &Store, command: Command) -> (Reply, bool) {
+    let mut again = false;
+    loop {
+        match store.call(command.clone()).await {
+            Ok(applied) => return (applied.reply, again),
+            Err(_) => sleep(RETRY).await,
+        }
+        again = true;
+    }
 }
 
 /// Proposers that each let their share of the sessions' users join one room after another. The first tenth of the time
