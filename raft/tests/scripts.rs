@@ -4,6 +4,7 @@
 //! -p moim-raft --test scripts` writes what comes of it now; the difference is for a person to read.
 
 #[path = "disk/mod.rs"]
+#[allow(dead_code, reason = "the model uses more of it")]
 mod disk;
 mod script;
 
