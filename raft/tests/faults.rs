@@ -71,18 +71,18 @@ async fn a_failed_write_or_sync_ends_the_node_and_loses_nothing() {
     fleet.close().await;
 }
 
-/// 24 MiB in memory, most of it taken by something else: the log fills the rest.
+/// 64 MiB in memory, which something else takes from one moment to the next: the log finds no room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_with_a_full_disk_ends_and_catches_up_when_there_is_room() {
     if let Some(why) = mount::unavailable() {
         return eprintln!("{why}");
     }
     let dir = tempfile::tempdir().unwrap();
-    let disk = Mount::tmpfs(dir.path().join("full"), "24m").unwrap();
+    let disk = Mount::tmpfs(dir.path().join("full"), "64m").unwrap();
     let data = vec![disk.path.join("data"), dir.path().join("n1"), dir.path().join("n2")];
     let mut fleet = Fleet::new(Options { data: Some(data), ..options() }).await;
     for leads in [true, false] {
-        disk.resize("24m");
+        disk.resize("64m");
         fleet.load_all().await;
         fleet.acked_more(50).await;
         fleet.lead(if leads { 0 } else { 1 }).await;
@@ -96,16 +96,14 @@ async fn a_node_with_a_full_disk_ends_and_catches_up_when_there_is_room() {
         has_failed(&mut fleet, 0, "os error 28").await;
         fleet.acked_more(50).await;
 
-        // Without room it does not start, and says why; with room it does.
-        let refused = fleet.start(0).await;
-        match refused {
-            Err(why) => assert!(why.contains("os error 28"), "{why}"),
-            // There was room enough to open: then it ends at its first write.
-            Ok(()) => has_failed(&mut fleet, 0, "os error 28").await,
-        }
+        // It starts on its reserve, or says why not; with room again it goes on by itself.
+        let started = fleet.start(0).await;
         std::fs::remove_file(&ballast).unwrap();
-        disk.resize("64m");
-        fleet.start(0).await.expect("there is room");
+        disk.resize("128m");
+        if let Err(why) = started {
+            assert!(why.contains("os error 28"), "{why}");
+            fleet.start(0).await.expect("there is room");
+        }
         fleet.all_started().await;
         fleet.unload_all().await;
         fleet.agree().await;
