@@ -30,6 +30,9 @@ use crate::{
 pub const FULL_PERCENT: u64 = 90;
 /// One that is less full than this has room again.
 pub const ROOM_PERCENT: u64 = 85;
+/// A file system with so many bytes left is not full, however large it is: a tenth of a large disk is more than a node ever
+/// writes.
+const PLENTY_BYTES: u64 = 4 << 30;
 /// Bytes of the file that a start gives up when the disk is full.
 pub const RESERVE_BYTES: u64 = 4 << 20;
 
@@ -65,8 +68,9 @@ impl Space {
         self.0.full.borrow().then(|| {
             format!(
                 "the disk of this node's data folder {} is more than {FULL_PERCENT} % full: make room until it is below \
-                 {ROOM_PERCENT} %; then the node goes on by itself",
-                self.0.dir.display()
+                 {ROOM_PERCENT} %, or {} GiB are left; then the node goes on by itself",
+                self.0.dir.display(),
+                PLENTY_BYTES >> 30
             )
         })
     }
@@ -126,9 +130,12 @@ fn is_full(was: bool, used: u64) -> bool {
     used > FULL_PERCENT || (was && used >= ROOM_PERCENT)
 }
 
-/// How full the file system would be with so many bytes more, of what this user may use.
+/// How full the file system would be with so many bytes more, of what this user may use; 0 while there is plenty.
 fn used_percent(dir: &Path, more: u64) -> io::Result<u64> {
     let found = rustix::fs::statvfs(dir)?;
+    if found.f_bavail.saturating_mul(found.f_frsize) >= more.saturating_add(PLENTY_BYTES) {
+        return Ok(0);
+    }
     let used = found.f_blocks.saturating_sub(found.f_bfree);
     let all = used + found.f_bavail;
     Ok((100 * (used + more / found.f_frsize.max(1))).div_ceil(all.max(1)))

@@ -96,7 +96,8 @@ impl Flusher {
 
     fn fail(&self, what: &str, error: &io::Error) -> Failure {
         let failure = Failure::from(format!(
-            "the log in {} cannot be {what}: {error}. Make room or repair the disk, then start this node again: what it has              acknowledged is kept",
+            "the log in {} cannot be {what}: {error}. Make room or repair the disk, then start this node again: what it has \
+             acknowledged is kept",
             self.dir.display()
         ));
         tracing::error!("{failure}");
