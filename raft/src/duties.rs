@@ -18,7 +18,7 @@ use crate::{
     consensus::Consensus,
     level,
     machine::Replica,
-    net::{Local, Peers},
+    net::Peers,
     propose::{Proposals, Ticket},
     state::RoomName,
 };
@@ -38,7 +38,6 @@ const SWEEP_LOOK: usize = 100;
 
 pub(crate) struct Duties {
     pub node: NodeId,
-    pub local: Arc<Local>,
     pub consensus: Consensus,
     pub replica: Arc<Replica>,
     pub proposals: Arc<Proposals>,
@@ -77,7 +76,6 @@ impl Duties {
             self.proposals.time_out(now);
             self.peers.set_peers(self.consensus.members());
             let level = self.replica.read(|state| state.level());
-            self.local.set_level(level);
             self.proposals.set_level(level.unwrap_or(level::FIRST));
             // A node that has just begun to lead, or to follow, has heard nobody in that part: what it heard before counts.
             let contact = self.consensus.last_contact().max(*self.contact.borrow());

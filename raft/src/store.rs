@@ -191,7 +191,8 @@ impl Store {
         let opened = Machine::open(node, levels, base, found, snapshots.clone(), proposals.clone(), feed, stop.clone());
         let (machine, machine_gone) = opened?;
         let (replica, checkpoints) = (machine.replica(), machine.health());
-        local.set_level(replica.read(|state| state.level()));
+        let state = replica.clone();
+        local.ask_level(move || state.read(|state| state.level()));
         let network = Network::new(local.clone());
         let transfers = network.transfers();
         // Boxed: the future holds all of Raft by value, and so would everybody who waits for this one.
@@ -249,7 +250,6 @@ impl Store {
         tasks.spawn(serve(listener, local.clone(), receiving, app, stop.clone()));
         let duties = Duties {
             node,
-            local: local.clone(),
             consensus: consensus.clone(),
             replica: replica.clone(),
             proposals: proposals.clone(),

@@ -4,10 +4,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU16, Ordering},
-    },
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use tokio::sync::watch;
@@ -70,8 +67,8 @@ pub struct Local {
     pub secret: Secret,
     /// What this program knows.
     pub levels: Levels,
-    /// The cluster's level as far as it was applied here; 0 before any was.
-    level: AtomicU16,
+    /// The cluster's level as far as it was applied here; unset until there is a state to tell from.
+    level: OnceLock<Box<dyn Fn() -> Option<Level> + Send + Sync>>,
     identity: Mutex<Identity>,
     /// Whether a node is to be shut out; unset until there is a state to tell from.
     removed: OnceLock<Box<dyn Fn(NodeId) -> bool + Send + Sync>>,
@@ -88,7 +85,7 @@ impl Local {
             peer,
             secret,
             levels: level::KNOWN,
-            level: 0.into(),
+            level: OnceLock::new(),
             identity: Mutex::new(identity),
             removed: OnceLock::new(),
             expelled: watch::Sender::new(false),
@@ -124,11 +121,14 @@ impl Local {
 
     /// The cluster's level, as far as this node has applied it.
     pub fn level(&self) -> Option<Level> {
-        Some(self.level.load(Ordering::Relaxed)).filter(|level| *level > 0)
+        self.level.get().and_then(|level| level())
     }
 
-    pub fn set_level(&self, level: Option<Level>) {
-        self.level.store(level.unwrap_or(0), Ordering::Relaxed);
+    /// Says who tells the level. Once. It is asked at each handshake: a copy would let a node in that the level has just shut out.
+    pub fn ask_level(&self, level: impl Fn() -> Option<Level> + Send + Sync + 'static) {
+        if self.level.set(Box::new(level)).is_err() {
+            tracing::error!("it is said already who tells the level");
+        }
     }
 
     /// Says who tells whom to shut out. Once.
