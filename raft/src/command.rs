@@ -136,7 +136,7 @@ pub type PidHash = [u8; 32];
 
 /// Names a session at the moment somebody acted for it. A command that carries one does nothing once the session has
 /// moved on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Holder {
     pub sid: Sid,
     pub generation: Generation,

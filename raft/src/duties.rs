@@ -30,6 +30,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Sessions in one `Expire`, and in one look under the state's lock.
 const EXPIRE_SLICE: usize = 1000;
+/// Lost sessions of whose users one look asks whether they are away.
+const AWAY_LOOK: usize = 4 * EXPIRE_SLICE;
 /// Users that one look finds offline; the rest wait for the next, so that rooms are not told of all of them at once.
 const OFFLINE_MAX: usize = 1000;
 
@@ -58,6 +60,8 @@ struct Leading {
     lost: Watch<Holder>,
     away: Watch<Away>,
     looked: Instant,
+    /// Behind which lost session the next look for users that are away begins.
+    asked: Option<Holder>,
     /// After which room the next look for old entries begins.
     swept: Option<RoomName>,
 }
@@ -155,12 +159,23 @@ impl Duties {
         }
     }
 
+    /// To tell whether a user is away costs some reads, so of very many lost sessions each look takes some and the next goes on
+    /// behind them. Who was found away counts as away from then on, and is looked at once more when the time is up.
     fn find_offline(&self, leading: &mut Leading, lost: &[Holder], now: Instant) {
-        let slices = lost.chunks(EXPIRE_SLICE);
-        let away = slices.flat_map(|slice| self.replica.read(|state| state.away(slice)));
-        leading.away.note(away, now);
+        let begin = lost.partition_point(|holder| leading.asked.as_ref().is_some_and(|asked| holder <= asked));
+        let asked = &lost[begin..lost.len().min(begin + AWAY_LOOK)];
+        leading.asked = asked.last().filter(|last| lost.last() != Some(last)).cloned();
+        for slice in asked.chunks(EXPIRE_SLICE) {
+            let away = self.replica.read(|state| state.away(slice));
+            away.into_iter().for_each(|away| _ = leading.away.0.entry(away).or_insert(now));
+        }
         let mut offline = leading.away.so_for(self.presence_grace, now);
         offline.truncate(OFFLINE_MAX);
+        for away in &offline {
+            // If what is proposed now gets lost, the next round finds the user anew.
+            leading.away.0.remove(away);
+        }
+        self.replica.read(|state| offline.retain(|away| state.is_still(away)));
         if !offline.is_empty() {
             self.proposals.push(Command::Offline(offline), Ticket::nobody());
         }
@@ -187,7 +202,7 @@ impl Leading {
     fn new(term: u64, now: Instant) -> Self {
         // The first look is at once: the cluster's limits must not wait for the second.
         let looked = now.checked_sub(LOOK_EVERY).unwrap_or(now);
-        Self { term, since: now, lost: Watch(HashMap::new()), away: Watch(HashMap::new()), looked, swept: None }
+        Self { term, since: now, lost: Watch(HashMap::new()), away: Watch(HashMap::new()), looked, asked: None, swept: None }
     }
 }
 

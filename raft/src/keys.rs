@@ -11,8 +11,8 @@
 //! | sessions | sid | [`crate::state::Session`] |
 //! | pids | pid hash | sid |
 //! | of user | ns, user, sid | |
-//! | of node | node, incarnation, sid | |
-//! | lost | sid | |
+//! | of node | node, incarnation, sid | generation |
+//! | lost | sid | generation |
 //! | members | ns, room, user | [`crate::state::Spans`] of a member |
 //! | joined | ns, user | the rooms that the user is a member of, by name |
 //! | dropped | ns, user | end of the last span whose row is gone, while the user has a session |

@@ -38,6 +38,11 @@ impl State {
         users.into_iter().filter_map(away).collect()
     }
 
+    /// Whether the user is still as it was found.
+    pub fn is_still(&self, away: &Away) -> bool {
+        self.last_attached(&away.ns, &away.user) == Some(away.attached) && !self.has_transport(&away.ns, &away.user)
+    }
+
     /// Notes that a session of the user is being attached. Before its seat is made, so that it does not hear of itself.
     pub(super) fn arrive(&mut self, ns: &Namespace, user: &User, effects: &mut Vec<Effect>) {
         if !self.is_online(ns, user) {

@@ -67,22 +67,27 @@ impl State {
         self.kv.scan(&keys::of_user_prefix(ns, user)).next().is_some()
     }
 
-    /// Sessions that were attached at a node's incarnation and not attached elsewhere since.
-    pub fn sessions_at(&self, node: NodeId, incarnation: u64) -> Vec<Session> {
-        let prefix = keys::of_incarnation_prefix(node, incarnation);
-        self.texts(&prefix).filter_map(|sid| self.session(&Sid::parse(&sid)?)).collect()
-    }
-
-    /// Sessions without a transport, as far as the log knows: those that expire if nobody resumes them.
+    /// Sessions without a transport, as far as the log knows: those that expire if nobody resumes them. In the order of their
+    /// sids. A leader asks twice a second, so this reads rows that say it all, and no session.
     pub fn lost_sessions(&self) -> Vec<Holder> {
-        let recorded = self.texts(&[Table::Lost as u8]).filter_map(|sid| self.session(&Sid::parse(&sid)?));
-        let mut lost: Vec<Holder> = recorded.map(|session| session.holder()).collect();
+        let mut lost: Vec<Holder> = self.holders(&[Table::Lost as u8]).collect();
         let over = self.incarnations_with_sessions().into_iter().filter(|(node, inc)| !self.is_live(*node, *inc));
         for (node, incarnation) in over {
-            let sessions = self.sessions_at(node, incarnation);
-            lost.extend(sessions.iter().filter(|session| session.lost_at.is_none()).map(Session::holder));
+            lost.extend(self.holders(&keys::of_incarnation_prefix(node, incarnation)));
         }
+        // One that was lost before its node was is in both tables.
+        lost.sort_unstable();
+        lost.dedup();
         lost
+    }
+
+    /// What a table with a sid at the end of its keys and a generation as its values names.
+    fn holders<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = Holder> + 'a {
+        let holder = |key: &[u8], value: &[u8]| {
+            let sid = Sid::parse(keys::last_text(prefix, key)?)?;
+            Some(Holder { sid, generation: decode(value) })
+        };
+        self.kv.scan(prefix).filter_map(move |(key, value)| holder(&key, &value))
     }
 
     /// Skips from one incarnation to the next, so its cost is the number of incarnations, not of sessions.

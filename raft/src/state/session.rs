@@ -88,7 +88,7 @@ impl State {
         };
         self.put(keys::pid(pid), sid);
         self.mark(keys::of_user(ns, user, sid));
-        self.mark(keys::of_incarnation(by.node, by.incarnation, sid));
+        self.put(keys::of_incarnation(by.node, by.incarnation, sid), &session.generation);
         self.put(keys::session(sid), &session);
         self.arrive(ns, user, effects);
         Ok(self.seat(&session, None, effects))
@@ -139,7 +139,7 @@ impl State {
         session.incarnation = by.incarnation;
         session.generation += 1;
         session.lost_at = None;
-        self.mark(keys::of_incarnation(by.node, by.incarnation, &session.sid));
+        self.put(keys::of_incarnation(by.node, by.incarnation, &session.sid), &session.generation);
         self.put(keys::session(&session.sid), &session);
         self.arrive(ns, user, effects);
         Ok(self.seat(&session, gap, effects))
@@ -164,7 +164,7 @@ impl State {
             let Ok(mut session) = self.held(holder) else { continue };
             if session.lost_at.is_none() {
                 session.lost_at = Some(self.clock);
-                self.mark(keys::lost(&session.sid));
+                self.put(keys::lost(&session.sid), &session.generation);
                 self.put(keys::session(&session.sid), &session);
                 effects.push(Effect::Unseated { holder: holder.clone(), why: Unseated::Lost });
             }
