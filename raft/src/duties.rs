@@ -202,7 +202,15 @@ impl Leading {
     fn new(term: u64, now: Instant) -> Self {
         // The first look is at once: the cluster's limits must not wait for the second.
         let looked = now.checked_sub(LOOK_EVERY).unwrap_or(now);
-        Self { term, since: now, lost: Watch(HashMap::new()), away: Watch(HashMap::new()), looked, asked: None, swept: None }
+        Self {
+            term,
+            since: now,
+            lost: Watch(HashMap::new()),
+            away: Watch(HashMap::new()),
+            looked,
+            asked: None,
+            swept: None,
+        }
     }
 }
 

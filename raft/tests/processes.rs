@@ -85,6 +85,11 @@ async fn process_parent() {
     let node = Process::spawn("127.0.0.1:0", |_| {}).await;
     if what == "stop" {
         node.signal("STOP");
+        // Only a group that has stopped by then hears of its parent's end.
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", node.pid)).unwrap_or_default();
+        while !stat().contains(") T ") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
     println!("\npid {}", node.pid);
     std::process::exit(0);
