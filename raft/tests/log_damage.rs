@@ -215,6 +215,23 @@ async fn zeros_garbage_and_old_records_in_the_unsynced_tail_open() {
     }
 }
 
+/// What a killed log had kept ready behind its end is room and no damage. A closed one ends with its last record.
+#[tokio::test]
+async fn zeros_that_were_kept_ready_are_written_over() {
+    let image = Image::killed().await;
+    let dir = image.dir.path().join("log");
+    fs::write(image.last(), [&image.last_bytes()[..], &[0; 300]].concat()).unwrap();
+    let mut rig = Rig::new(open(&dir, options(100 * SEGMENT_BYTES)).unwrap());
+    rig.written = image.written.clone();
+    rig.append(3, 45..50).await;
+    assert_eq!(segments(&dir), image.segments, "the last segment goes on");
+    let written = rig.written.clone();
+    rig.log.close().await.unwrap();
+    drop(rig);
+    assert!(!image.last_bytes().ends_with(&[0; 8]));
+    assert_eq!(Written::of(&open(&dir, options(SEGMENT_BYTES)).unwrap()).await, written);
+}
+
 /// A disk that held this log before, in the same blocks, can show them in the tail after a power cut.
 #[tokio::test]
 async fn records_of_an_earlier_log_at_the_same_place_are_not_its_own() {
@@ -291,7 +308,7 @@ async fn a_log_in_use_refuses_a_second_owner() {
 #[tokio::test]
 async fn the_mark_follows_an_idle_log() {
     let dir = tempfile::tempdir().unwrap();
-    let quick = || moim_raft::log::Options { mark_every: Duration::from_millis(5), ..options(1 << 20) };
+    let quick = || moim_raft::log::Options { mark_every: Duration::from_millis(5), ahead_bytes: 0, ..options(1 << 20) };
     let mut rig = Rig::new(open(dir.path(), quick()).unwrap());
     rig.append(1, 0..3).await;
     // (The commit point is written together with the mark, so the file still grows once.)

@@ -42,6 +42,8 @@ pub struct Flusher {
     file: File,
     /// Where the next record goes. All before it is synced.
     end: Place,
+    /// Where the file ends: zeros lie between.
+    file_end: u64,
     /// Waits for the next group, or for the mark.
     committed: Option<Record<'static>>,
     buffer: Vec<u8>,
@@ -75,6 +77,7 @@ impl Flusher {
             header,
             file,
             end,
+            file_end: end.offset,
             committed: None,
             buffer: Vec::new(),
             bytes,
@@ -91,6 +94,9 @@ impl Flusher {
             if let Some(failure) = failed {
                 return queue.iter().for_each(|job| job.answer(Some(&failure)));
             }
+        }
+        if let Err(e) = self.trim() {
+            self.fail("closed", &e);
         }
     }
 
@@ -140,7 +146,9 @@ impl Flusher {
             return Ok(());
         }
         if self.end.offset >= self.options.segment_bytes {
+            self.trim()?;
             (self.header, self.file, self.end) = begin_segment(&self.dir, &mut self.mark, &mut self.state, self.end)?;
+            self.file_end = self.end.offset;
         }
         self.buffer.clear();
         record::frame_group(&mut self.buffer, self.header.spot(self.end.offset));
@@ -157,6 +165,7 @@ impl Flusher {
         (self.options.sync)(&self.file)?;
         fail::point("log-after-sync")?;
         self.end.offset += self.buffer.len() as u64;
+        self.file_end = self.file_end.max(self.end.offset);
         Ok(())
     }
 
@@ -166,7 +175,28 @@ impl Flusher {
         Ok(())
     }
 
-    /// What can wait until everybody has an answer: files that are no longer needed, and the mark.
+    /// Writes zeros behind the end once half of them are used up. The next group's sync takes them along.
+    fn write_ahead(&mut self) -> io::Result<()> {
+        let ahead = self.options.ahead_bytes;
+        if self.file_end - self.end.offset < ahead.div_ceil(2) {
+            let zeros = vec![0; (self.end.offset + ahead - self.file_end) as usize];
+            self.file.write_all_at(&zeros, self.file_end)?;
+            self.file_end += zeros.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Ends the file where its last record ends.
+    fn trim(&mut self) -> io::Result<()> {
+        if self.file_end > self.end.offset {
+            self.file.set_len(self.end.offset)?;
+            self.file.sync_all()?;
+            self.file_end = self.end.offset;
+        }
+        Ok(())
+    }
+
+    /// What can wait until everybody has an answer: files that are no longer needed, room for the next groups, and the mark.
     fn tidy(&mut self, mark_is_due: bool) -> io::Result<()> {
         let mut removed = false;
         while let Some(segment) = self.state.take_unneeded() {
@@ -176,6 +206,7 @@ impl Flusher {
         if removed {
             segment::sync_dir(&self.dir)?;
         }
+        self.write_ahead()?;
         if mark_is_due {
             self.mark.set(self.end)?;
             self.marked = Instant::now();

@@ -8,6 +8,8 @@
 //!   alone is a hint: it is answered at once, and written with the next group or when the mark moves.)
 //! * The first error of a write or sync is final: that job and all later ones get it, nothing is tried again.
 //! * A segment is synced before its successor is made, and the folder when a file is made or removed.
+//! * Behind the end of the last segment there may be zeros ([`Options::ahead_bytes`]); no record consists of zeros. A segment that
+//!   has a successor, and a log that was closed, ends where its last record ends.
 //! * Each segment starts with the vote, the purge and the commit point of that time, and says which indexes the log
 //!   held; so files go as soon as their entries are purged, and a file that is missed shows.
 //!
@@ -84,6 +86,9 @@ pub struct Options {
     /// Bytes of the newest entries that [`crate::log`] keeps in memory, what it spends on each included. Older ones are
     /// read from the files.
     pub cache_bytes: usize,
+    /// Zeros that are kept written behind the end of the log: a sync of what overwrites them need not make the file longer,
+    /// which costs it a third.
+    pub ahead_bytes: u64,
     /// The mark lags no further behind than this.
     pub mark_every: Duration,
     /// [`File::sync_data`]; tests count, hold up and fail it.
@@ -95,6 +100,7 @@ impl Default for Options {
         Self {
             segment_bytes: 64 << 20,
             cache_bytes: 32 << 20,
+            ahead_bytes: 1 << 20,
             mark_every: Duration::from_secs(1),
             sync: Arc::new(File::sync_data),
         }

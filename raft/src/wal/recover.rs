@@ -69,7 +69,9 @@ pub fn recover(dir: &Path, mut visit: impl FnMut(Record<'_>, Place) -> Result<()
             visit(record, Place { segment: number, offset })
         })?;
         end = Place { segment: number, offset: offset as u64 };
-        open = (offset == bytes.len()).then_some(header);
+        // Zeros were never a group: none of it can come back after a power cut.
+        let torn = bytes[offset..].iter().any(|byte| *byte != 0);
+        open = (!torn).then_some(header);
         if number == last {
             check_tail(dir, &bytes[offset..], &header, end, mark.at())?;
         } else if open.is_none() {
@@ -136,7 +138,7 @@ fn check_tail(dir: &Path, tail: &[u8], header: &Header, end: Place, mark: Place)
     if record::holds_group(tail, header.spot(end.offset)) {
         return refuse(dir, format!("{end} is damaged, and later records say that it was synced"));
     }
-    if !tail.is_empty() {
+    if tail.iter().any(|byte| *byte != 0) {
         tracing::warn!("log: dropping {} bytes that a crash has left unfinished at {end}", tail.len());
     }
     Ok(())

@@ -24,7 +24,13 @@ use tokio::sync::oneshot;
 
 /// No mark unless something else moves it; next to nothing is kept in memory, so that reads come from the files.
 pub fn options(segment_bytes: u64) -> Options {
-    Options { segment_bytes, cache_bytes: 500, mark_every: Duration::from_secs(3600), ..Options::default() }
+    Options {
+        segment_bytes,
+        cache_bytes: 500,
+        mark_every: Duration::from_secs(3600),
+        ahead_bytes: 64,
+        ..Options::default()
+    }
 }
 
 pub fn open(dir: &Path, options: Options) -> Result<Log> {
