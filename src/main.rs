@@ -6,6 +6,10 @@ mod cli;
 mod dev;
 mod fetch;
 
+/// See the reason in `Cargo.toml`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> std::process::ExitCode {
     cli::main()
 }

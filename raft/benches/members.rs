@@ -40,6 +40,10 @@ const USERS_A_BATCH: u64 = 40;
 /// Whose batches these are; the machine is another node's, which only applies them.
 const PROPOSER: u64 = 1;
 
+/// See the reason in `Cargo.toml`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let members = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(1_000_000);
     let runtime =

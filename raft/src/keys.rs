@@ -10,11 +10,11 @@
 //! | nodes | node | [`crate::state::Node`] |
 //! | sessions | sid | [`crate::state::Session`] |
 //! | pids | pid hash | sid |
-//! | of user | ns, user, sid | |
+//! | of user | ns, user | [`crate::state::NameSet`]: the sids of the user's sessions |
 //! | of node | node, incarnation, sid | generation |
 //! | lost | sid | generation |
 //! | members | ns, room, user | [`crate::state::Spans`] of a member |
-//! | joined | ns, user | the rooms that the user is a member of, by name |
+//! | joined | ns, user | [`crate::state::NameSet`]: the rooms that the user is a member of |
 //! | dropped | ns, user | end of the last span whose row is gone, while the user has a session |
 //! | left | ns, user, room | [`crate::state::Spans`] of one that is none any more, while the room's history reaches back |
 //! | past | ns, room, position of leaving | user: finds the spans that a trim makes useless |
@@ -26,7 +26,10 @@
 //! | mids of | user | [`crate::state::MidsOf`] |
 //! | present | ns, user | where one of its sessions was last attached |
 
-use crate::command::{Incarnation, Namespace, NodeId, PidHash, Position, Room, Sid, User};
+use crate::{
+    command::{Incarnation, Namespace, NodeId, PidHash, Position, Room, Sid, User},
+    kv::KeyBytes,
+};
 
 /// What ends a text.
 const END: u8 = 0;
@@ -57,156 +60,150 @@ pub enum Table {
 }
 
 /// A key being written.
-pub struct Key(Vec<u8>);
+pub struct Key(KeyBytes);
 
 impl Key {
     pub fn new(table: Table) -> Self {
-        let mut bytes = Vec::with_capacity(64);
-        bytes.push(table as u8);
-        Self(bytes)
+        Self(KeyBytes::from_slice(&[table as u8]))
     }
 
     fn text(mut self, text: &str) -> Self {
         // Every such text is a checked name, a sid or a word of ours.
         debug_assert!(!text.as_bytes().contains(&END));
-        self.0.extend(text.as_bytes());
+        self.0.extend_from_slice(text.as_bytes());
         self.0.push(END);
         self
     }
 
     fn number(mut self, number: u64) -> Self {
-        self.0.extend(number.to_be_bytes());
+        self.0.extend_from_slice(&number.to_be_bytes());
         self
     }
 
-    pub fn done(self) -> Vec<u8> {
+    pub fn done(self) -> KeyBytes {
         self.0
     }
 }
 
-pub fn meta(name: &str) -> Vec<u8> {
+pub fn meta(name: &str) -> KeyBytes {
     Key::new(Table::Meta).text(name).done()
 }
 
-pub fn node(node: NodeId) -> Vec<u8> {
+pub fn node(node: NodeId) -> KeyBytes {
     Key::new(Table::Nodes).number(node).done()
 }
 
-pub fn session(sid: &Sid) -> Vec<u8> {
+pub fn session(sid: &Sid) -> KeyBytes {
     Key::new(Table::Sessions).text(sid.as_str()).done()
 }
 
-pub fn pid(hash: &PidHash) -> Vec<u8> {
+pub fn pid(hash: &PidHash) -> KeyBytes {
     let mut key = Key::new(Table::Pids);
-    key.0.extend(hash);
+    key.0.extend_from_slice(hash);
     key.done()
 }
 
 /// All of a namespace in one of the tables whose keys begin with it.
-pub fn in_namespace(table: Table, ns: &Namespace) -> Vec<u8> {
+pub fn in_namespace(table: Table, ns: &Namespace) -> KeyBytes {
     Key::new(table).text(ns.as_str()).done()
 }
 
-pub fn of_user_prefix(ns: &Namespace, user: &User) -> Vec<u8> {
+pub fn of_user(ns: &Namespace, user: &User) -> KeyBytes {
     Key::new(Table::OfUser).text(ns.as_str()).text(user.as_str()).done()
 }
 
-pub fn of_user(ns: &Namespace, user: &User, sid: &Sid) -> Vec<u8> {
-    Key(of_user_prefix(ns, user)).text(sid.as_str()).done()
-}
-
-pub fn of_incarnation_prefix(node: NodeId, incarnation: Incarnation) -> Vec<u8> {
+pub fn of_incarnation_prefix(node: NodeId, incarnation: Incarnation) -> KeyBytes {
     Key::new(Table::OfNode).number(node).number(incarnation).done()
 }
 
-pub fn of_incarnation(node: NodeId, incarnation: Incarnation, sid: &Sid) -> Vec<u8> {
+pub fn of_incarnation(node: NodeId, incarnation: Incarnation, sid: &Sid) -> KeyBytes {
     Key(of_incarnation_prefix(node, incarnation)).text(sid.as_str()).done()
 }
 
-pub fn lost(sid: &Sid) -> Vec<u8> {
+pub fn lost(sid: &Sid) -> KeyBytes {
     Key::new(Table::Lost).text(sid.as_str()).done()
 }
 
-pub fn members_prefix(ns: &Namespace, room: &Room) -> Vec<u8> {
+pub fn members_prefix(ns: &Namespace, room: &Room) -> KeyBytes {
     in_room(Table::Members, ns, room)
 }
 
-pub fn member(ns: &Namespace, room: &Room, user: &User) -> Vec<u8> {
+pub fn member(ns: &Namespace, room: &Room, user: &User) -> KeyBytes {
     Key(members_prefix(ns, room)).text(user.as_str()).done()
 }
 
-pub fn joined(ns: &Namespace, user: &User) -> Vec<u8> {
+pub fn joined(ns: &Namespace, user: &User) -> KeyBytes {
     Key::new(Table::Joined).text(ns.as_str()).text(user.as_str()).done()
 }
 
-pub fn left_prefix(ns: &Namespace, user: &User) -> Vec<u8> {
+pub fn left_prefix(ns: &Namespace, user: &User) -> KeyBytes {
     Key::new(Table::Left).text(ns.as_str()).text(user.as_str()).done()
 }
 
-pub fn left(ns: &Namespace, user: &User, room: &Room) -> Vec<u8> {
+pub fn left(ns: &Namespace, user: &User, room: &Room) -> KeyBytes {
     Key(left_prefix(ns, user)).text(room.as_str()).done()
 }
 
-pub fn past_prefix(ns: &Namespace, room: &Room) -> Vec<u8> {
+pub fn past_prefix(ns: &Namespace, room: &Room) -> KeyBytes {
     in_room(Table::Past, ns, room)
 }
 
-pub fn past(ns: &Namespace, room: &Room, left: Position) -> Vec<u8> {
+pub fn past(ns: &Namespace, room: &Room, left: Position) -> KeyBytes {
     Key(past_prefix(ns, room)).number(left.0).done()
 }
 
-pub fn rooms_prefix(ns: &Namespace) -> Vec<u8> {
+pub fn rooms_prefix(ns: &Namespace) -> KeyBytes {
     Key::new(Table::Rooms).text(ns.as_str()).done()
 }
 
-pub fn room(ns: &Namespace, room: &Room) -> Vec<u8> {
+pub fn room(ns: &Namespace, room: &Room) -> KeyBytes {
     in_room(Table::Rooms, ns, room)
 }
 
-pub fn entered_prefix(ns: &Namespace, room: &Room) -> Vec<u8> {
+pub fn entered_prefix(ns: &Namespace, room: &Room) -> KeyBytes {
     in_room(Table::Entered, ns, room)
 }
 
-pub fn entered(ns: &Namespace, room: &Room, sid: &Sid) -> Vec<u8> {
+pub fn entered(ns: &Namespace, room: &Room, sid: &Sid) -> KeyBytes {
     Key(entered_prefix(ns, room)).text(sid.as_str()).done()
 }
 
-pub fn dropped(ns: &Namespace, user: &User) -> Vec<u8> {
+pub fn dropped(ns: &Namespace, user: &User) -> KeyBytes {
     Key::new(Table::Dropped).text(ns.as_str()).text(user.as_str()).done()
 }
 
-pub fn history_prefix(ns: &Namespace, room: &Room) -> Vec<u8> {
+pub fn history_prefix(ns: &Namespace, room: &Room) -> KeyBytes {
     in_room(Table::History, ns, room)
 }
 
-pub fn history(ns: &Namespace, room: &Room, position: Position) -> Vec<u8> {
+pub fn history(ns: &Namespace, room: &Room, position: Position) -> KeyBytes {
     Key(history_prefix(ns, room)).number(position.0).done()
 }
 
 /// A `mid` is the client's, with any characters: it stands at the end and as it is.
-pub fn mid(user: &User, mid: &str) -> Vec<u8> {
+pub fn mid(user: &User, mid: &str) -> KeyBytes {
     let mut key = Key::new(Table::Mids).text(user.as_str());
-    key.0.extend(mid.as_bytes());
+    key.0.extend_from_slice(mid.as_bytes());
     key.done()
 }
 
-pub fn mid_order_prefix(user: &User) -> Vec<u8> {
+pub fn mid_order_prefix(user: &User) -> KeyBytes {
     Key::new(Table::MidOrder).text(user.as_str()).done()
 }
 
-pub fn mid_order(user: &User, position: Position) -> Vec<u8> {
+pub fn mid_order(user: &User, position: Position) -> KeyBytes {
     Key(mid_order_prefix(user)).number(position.0).done()
 }
 
-pub fn mids_of(user: &User) -> Vec<u8> {
+pub fn mids_of(user: &User) -> KeyBytes {
     Key::new(Table::MidsOf).text(user.as_str()).done()
 }
 
-pub fn present(ns: &Namespace, user: &User) -> Vec<u8> {
+pub fn present(ns: &Namespace, user: &User) -> KeyBytes {
     Key::new(Table::Present).text(ns.as_str()).text(user.as_str()).done()
 }
 
-fn in_room(table: Table, ns: &Namespace, room: &Room) -> Vec<u8> {
+fn in_room(table: Table, ns: &Namespace, room: &Room) -> KeyBytes {
     Key::new(table).text(ns.as_str()).text(room.as_str()).done()
 }
 
@@ -238,9 +235,9 @@ fn cut(bytes: &[u8]) -> Option<(&str, &[u8])> {
 }
 
 /// The least key behind every key that has this text right behind the prefix.
-pub fn after_text(prefix: &[u8], text: &str) -> Vec<u8> {
-    let mut key = prefix.to_vec();
-    key.extend(text.as_bytes());
+pub fn after_text(prefix: &[u8], text: &str) -> KeyBytes {
+    let mut key = KeyBytes::from_slice(prefix);
+    key.extend_from_slice(text.as_bytes());
     key.push(END + 1);
     key
 }

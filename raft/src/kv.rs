@@ -13,22 +13,30 @@
 //! - The hash is a sum over all pairs: it depends neither on the order of changes nor on the points at which checkpoints
 //!   and snapshots were taken. Equal contents, equal hash.
 
+mod cache;
 mod scan;
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, VecDeque},
     ops::{Bound, Deref},
     sync::Arc,
 };
 
+use smallvec::SmallVec;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
+use cache::Cache;
 pub use scan::{Range, Scan};
 
 use crate::base::{Reader, Stored};
 
 /// What a change costs in memory beside its bytes, about.
 const CHANGE_BYTES: usize = 128;
+
+/// A key. Most are short enough to lie where a search compares them, and not somewhere else in memory: that is what a search
+/// costs.
+pub type KeyBytes = SmallVec<[u8; 56]>;
 
 /// Bytes of a key or a value, wherever they are.
 #[derive(Debug)]
@@ -51,18 +59,25 @@ impl Deref for Slice<'_> {
 /// Changes in key order: the new value, or `None` for a key that is gone.
 #[derive(Clone, Debug, Default)]
 pub struct Overlay {
-    map: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    map: BTreeMap<KeyBytes, Option<Vec<u8>>>,
     bytes: usize,
 }
 
 impl Overlay {
-    fn set(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+    fn set(&mut self, key: KeyBytes, value: Option<Vec<u8>>) {
         let length = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
         let (key_length, now) = (key.len(), length(&value));
         match self.map.insert(key, value) {
             Some(old) => self.bytes = self.bytes + now - length(&old),
             None => self.bytes += key_length + now + CHANGE_BYTES,
         }
+    }
+
+    /// Puts a value in the place of another one, if this layer has one: then that comes back, else the new one.
+    fn swap(&mut self, key: &[u8], value: Vec<u8>) -> Result<Vec<u8>, Vec<u8>> {
+        let Some(Some(known)) = self.map.get_mut(key) else { return Err(value) };
+        self.bytes = self.bytes + value.len() - known.len();
+        Ok(std::mem::replace(known, value))
     }
 
     fn forget(&mut self, key: &[u8]) {
@@ -72,7 +87,7 @@ impl Overlay {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
-        self.map.iter().map(|(key, value)| (key.as_slice(), value.as_deref()))
+        self.map.iter().map(|(key, value)| (&**key, value.as_deref()))
     }
 
     pub fn keys(&self) -> usize {
@@ -93,6 +108,8 @@ pub struct Kv {
     /// Oldest first.
     frozen: VecDeque<Arc<Overlay>>,
     base: Option<Reader>,
+    /// Of the base. Readers take turns anyway: they hold the lock that apply takes.
+    cache: RefCell<Cache>,
     sum: Sum,
 }
 
@@ -128,28 +145,40 @@ impl Kv {
                 return known.as_deref().map(Slice::Memory);
             }
         }
-        self.base.as_ref()?.get(key).map(Slice::Base)
+        let base = self.base.as_ref()?;
+        self.cache.borrow_mut().get(key, || base.get(key)).map(Slice::Base)
     }
 
     pub fn has(&self, key: &[u8]) -> bool {
         self.get(key).is_some()
     }
 
-    pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+    pub fn put(&mut self, key: KeyBytes, value: Vec<u8>) {
         let mut sum = self.sum;
-        if let Some(old) = self.get(&key) {
-            sum.remove(&key, &old);
-        }
         sum.add(&key, &value);
+        // What changes often is found by this one search.
+        match self.overlay.swap(&key, value) {
+            Ok(old) => sum.remove(&key, &old),
+            Err(value) => {
+                if let Some(old) = self.get(&key) {
+                    sum.remove(&key, &old);
+                }
+                self.change(key, Some(value));
+            }
+        }
         self.sum = sum;
-        self.overlay.set(key, Some(value));
     }
 
     /// As [`Kv::put`], of a key that is known not to be there: nothing is looked for, which in the base is not cheap.
-    pub fn put_new(&mut self, key: Vec<u8>, value: Vec<u8>) {
+    pub fn put_new(&mut self, key: KeyBytes, value: Vec<u8>) {
         debug_assert!(!self.has(&key), "the hash would count it twice");
         self.sum.add(&key, &value);
-        self.overlay.set(key, Some(value));
+        self.change(key, Some(value));
+    }
+
+    fn change(&mut self, key: KeyBytes, value: Option<Vec<u8>>) {
+        self.cache.get_mut().forget(&key);
+        self.overlay.set(key, value);
     }
 
     /// True when the key was there.
@@ -161,7 +190,7 @@ impl Kv {
         self.sum = sum;
         match self.base.is_none() && self.frozen.is_empty() {
             true => self.overlay.forget(key),
-            false => self.overlay.set(key.to_vec(), None),
+            false => self.change(key.into(), None),
         }
         true
     }
@@ -216,7 +245,7 @@ impl Kv {
     pub fn load(pairs: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Self {
         let mut kv = Self::default();
         for (key, value) in pairs {
-            kv.put(key, value);
+            kv.put(key.into(), value);
         }
         kv
     }
@@ -258,7 +287,7 @@ mod tests {
     }
 
     fn put(kv: &mut Kv, key: &str, value: &str) {
-        kv.put(key.as_bytes().to_vec(), value.as_bytes().to_vec());
+        kv.put(key.as_bytes().into(), value.as_bytes().to_vec());
     }
 
     #[test]

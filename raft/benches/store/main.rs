@@ -35,6 +35,10 @@ const PROPOSERS: usize = 256;
 /// Sessions whose users they let join.
 const SESSIONS: u64 = 8192;
 
+/// See the reason in `Cargo.toml`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     if let Some(data) = std::env::var_os(node::DATA) {
         return node::main(data.into());

@@ -15,7 +15,7 @@ use crate::{
     level::Levels,
     raft::Peer,
     snapshot::{Reading, Snapshots},
-    state::{Drain, Mid, MidsOf, Node, RoomRecord, Session, Span, Spans},
+    state::{Drain, Mid, MidsOf, NameSet, Node, RoomRecord, Session, Span, Spans},
     wal::record::{Record, Spot, parse},
     wire::{WireEntry, WireLogId, WireMembership, WirePayload, WireSnapshotMeta, WireStoredMembership, WireVote},
 };
@@ -271,7 +271,9 @@ fn golden_state() {
     body("state_mid", vec![Mid { position: Position(812), at: 1_700_000_000_000, content: u64::MAX / 3 }]);
     let of = MidsOf { count: 3, oldest: Position(700), oldest_at: 1_700_000_000_000 };
     body("state_mids_of", vec![of]);
-    body("state_rooms", vec![vec![room()]]);
+    let mut rooms = NameSet::default();
+    ["lobby", "a", "방"].iter().for_each(|name| rooms.insert(name));
+    body("state_names", vec![rooms]);
     body("state_drain", vec![Drain { node: 7, incarnation }]);
     body("state_limits", vec![limits()]);
 }

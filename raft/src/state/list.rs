@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, ops::Bound};
 
 use serde::Serialize;
 
-use super::{RoomRecord, State, decode};
+use super::{NameSet, RoomRecord, State, decode};
 use crate::{
     command::{Namespace, Room, Sid, User},
     keys::{self, Table},
@@ -39,15 +39,14 @@ impl State {
     }
 
     fn next_user(&self, prefix: &[u8], after: Option<&User>) -> Option<User> {
-        let from = after.map_or_else(|| prefix.to_vec(), |user| keys::after_text(prefix, user.as_str()));
+        let from = after.map_or_else(|| prefix.into(), |user| keys::after_text(prefix, user.as_str()));
         let (key, _) = self.kv.scan_from(prefix, Bound::Included(&from)).next()?;
         User::new(keys::first_text(prefix, &key)?)
     }
 
     /// Sessions of a user, in sid order.
     pub fn sids_of_user(&self, ns: &Namespace, user: &User) -> Vec<Sid> {
-        let prefix = keys::of_user_prefix(ns, user);
-        self.kv.scan(&prefix).filter_map(|(key, _)| Sid::parse(keys::last_text(&prefix, &key)?)).collect()
+        self.of_user(ns, user).names().filter_map(Sid::parse).collect()
     }
 
     /// Sessions that entered the room for themselves, in sid order.
@@ -63,14 +62,8 @@ impl State {
     /// Sessions of a namespace, and the users that they are of.
     pub fn count_sessions(&self, ns: &Namespace) -> (usize, usize) {
         let prefix = keys::in_namespace(Table::OfUser, ns);
-        let (mut sessions, mut users, mut last) = (0, 0, None);
-        for (key, _) in self.kv.scan(&prefix) {
-            let user = keys::first_text(&prefix, &key).map(str::to_owned);
-            sessions += 1;
-            users += usize::from(user != last);
-            last = user;
-        }
-        (sessions, users)
+        let sets = self.kv.scan(&prefix).map(|(_, sids)| decode::<NameSet>(&sids).len() as usize);
+        sets.fold((0, 0), |(sessions, users), of_user| (sessions + of_user, users + 1))
     }
 
     /// The rows that [`Relation::views`] are made of, copied at one position.
@@ -111,17 +104,12 @@ impl Relation {
     /// Both maps. `sids` is read from what users are in, `rooms` from who is in rooms: two tables, so that a state in which
     /// they disagree is seen here and not papered over.
     pub fn views(&self) -> Views {
-        let mut of_user = Index::new();
-        for (user, sid) in self.sessions.names() {
-            of_user.entry(user).or_default().push(sid);
-        }
-        let mut sids: Index = self.sessions.names().map(|(_, sid)| (sid, Vec::new())).collect();
+        let (sessions, joined) = (self.sessions.sets(), self.joined.sets());
+        let of_user: Index = sessions.iter().map(|(user, sids)| (*user, sids.names().collect())).collect();
+        let mut sids: Index = of_user.values().flatten().map(|sid| (*sid, Vec::new())).collect();
         let (mut rooms, mut members) = (Index::new(), Index::new());
         let none = Vec::new();
-        let joined: Vec<(&str, Vec<Room>)> =
-            self.joined.iter().map(|(user, rooms)| (only_name(user), decode(rooms))).collect();
-        for (user, room) in joined.iter().flat_map(|(user, rooms)| rooms.iter().map(move |room| (*user, room.as_str())))
-        {
+        for (user, room) in joined.iter().flat_map(|(user, rooms)| rooms.names().map(move |room| (*user, room))) {
             let sessions = of_user.get(user).unwrap_or(&none);
             sessions.iter().for_each(|sid| sids.entry(sid).or_default().push(room));
         }
@@ -141,10 +129,6 @@ impl Relation {
             members: named(members, Room::new, User::new),
         }
     }
-}
-
-fn only_name(key: &[u8]) -> &str {
-    keys::last_text(&[], key).unwrap_or_default()
 }
 
 /// Names are checked before they are stored; one that is not a name any more would be left out.
@@ -186,6 +170,11 @@ impl Rows {
     fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let starts = std::iter::once(0).chain(self.ends.iter().map(|(_, end)| *end));
         starts.zip(&self.ends).map(|(start, (key, value))| (&self.bytes[start..*key], &self.bytes[*key..*value]))
+    }
+
+    /// Names by the one name that each key is made of.
+    fn sets(&self) -> Vec<(&str, NameSet)> {
+        self.iter().map(|(key, set)| (keys::last_text(&[], key).unwrap_or_default(), decode(set))).collect()
     }
 
     /// The two names that each key is made of.

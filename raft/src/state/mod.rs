@@ -18,6 +18,7 @@
 //! session expires and a lost user is offline (the leader's monotonic clock, `duties`).
 
 pub mod list;
+mod name_set;
 mod node;
 mod presence;
 pub mod read;
@@ -27,6 +28,7 @@ mod session;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub use name_set::NameSet;
 pub use node::Node;
 pub use room::{Mid, MidsOf, RoomName, RoomRecord, Span, Spans};
 pub use session::Session;
@@ -35,7 +37,7 @@ use crate::{
     codec,
     command::{Batch, Command, Effect, Incarnation, Limits, NodeId, Position, Refusal, Reply, Stamp},
     keys,
-    kv::{Kv, Scan},
+    kv::{KeyBytes, Kv, Scan},
     level::Level,
 };
 
@@ -219,16 +221,24 @@ impl State {
         self.kv.get(key).map(|value| decode(&value))
     }
 
-    fn put<T: Serialize>(&mut self, key: Vec<u8>, value: &T) {
+    fn put<T: Serialize>(&mut self, key: KeyBytes, value: &T) {
         self.kv.put(key, encode(value));
     }
 
     /// As [`State::put`], under a key that is known not to be there.
-    fn put_new<T: Serialize>(&mut self, key: Vec<u8>, value: &T) {
+    fn put_new<T: Serialize>(&mut self, key: KeyBytes, value: &T) {
         self.kv.put_new(key, encode(value));
     }
 
-    fn mark(&mut self, key: Vec<u8>) {
+    /// A set of which nothing is left has no row.
+    fn put_or_delete(&mut self, key: KeyBytes, set: &NameSet) {
+        match set.is_empty() {
+            true => _ = self.kv.delete(&key),
+            false => self.put(key, set),
+        }
+    }
+
+    fn mark(&mut self, key: KeyBytes) {
         self.kv.put(key, Vec::new());
     }
 }

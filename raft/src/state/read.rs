@@ -5,10 +5,11 @@
 
 use std::{collections::BTreeSet, ops::Bound};
 
-use super::{Drain, Node, RoomRecord, Session, Spans, State, decode};
+use super::{Drain, NameSet, Node, RoomRecord, Session, Spans, State, decode};
 use crate::{
     command::{Holder, Namespace, NodeId, PidHash, Position, Room, RoomEntry, Sid, User},
     keys::{self, Key, Table},
+    kv::KeyBytes,
 };
 
 impl State {
@@ -59,12 +60,15 @@ impl State {
     }
 
     pub fn sessions_of(&self, ns: &Namespace, user: &User) -> Vec<Session> {
-        let prefix = keys::of_user_prefix(ns, user);
-        self.texts(&prefix).filter_map(|sid| self.session(&Sid::parse(&sid)?)).collect()
+        self.sids_of_user(ns, user).iter().filter_map(|sid| self.session(sid)).collect()
     }
 
     pub(super) fn has_sessions(&self, ns: &Namespace, user: &User) -> bool {
-        self.kv.scan(&keys::of_user_prefix(ns, user)).next().is_some()
+        self.kv.has(&keys::of_user(ns, user))
+    }
+
+    pub(super) fn of_user(&self, ns: &Namespace, user: &User) -> NameSet {
+        self.get(&keys::of_user(ns, user)).unwrap_or_default()
     }
 
     /// Sessions without a transport, as far as the log knows: those that expire if nobody resumes them. In the order of their
@@ -94,7 +98,7 @@ impl State {
     fn incarnations_with_sessions(&self) -> Vec<(NodeId, u64)> {
         const PREFIX: &[u8] = &[Table::OfNode as u8];
         let mut found = Vec::new();
-        let mut from = PREFIX.to_vec();
+        let mut from = KeyBytes::from_slice(PREFIX);
         loop {
             let next = self.kv.scan_from(PREFIX, Bound::Included(&from)).next();
             let Some((node, incarnation)) = next.and_then(|(key, _)| two_numbers(key.get(1..17)?)) else { break };
@@ -115,6 +119,10 @@ impl State {
 
     /// Rooms that the user is a member of, in name order.
     pub fn rooms_of_user(&self, ns: &Namespace, user: &User) -> Vec<Room> {
+        self.joined(ns, user).names().filter_map(Room::new).collect()
+    }
+
+    pub(super) fn joined(&self, ns: &Namespace, user: &User) -> NameSet {
         self.get(&keys::joined(ns, user)).unwrap_or_default()
     }
 

@@ -74,9 +74,9 @@ impl State {
     pub(super) fn join(&mut self, by: &Holder, room: &Room, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
         let session = self.held(by)?;
         let (ns, user) = (&session.ns, &session.user);
-        let mut rooms = self.rooms_of_user(ns, user);
-        let count = if let Err(place) = rooms.binary_search(room) {
-            if rooms.len() as u64 >= self.limits.rooms_per_user {
+        let mut rooms = self.joined(ns, user);
+        let count = if !rooms.contains(room.as_str()) {
+            if rooms.len() >= self.limits.rooms_per_user {
                 return Err(Refusal::TooManyRooms);
             }
             let before = keys::left(ns, user, room);
@@ -89,7 +89,7 @@ impl State {
             }
             spans.spans.push(Span { joined: self.position, left: None });
             self.put_new(keys::member(ns, room, user), &spans);
-            rooms.insert(place, room.clone());
+            rooms.insert(room.as_str());
             self.put(keys::joined(ns, user), &rooms);
             effects.push(Effect::Member { ns: ns.clone(), user: user.clone(), room: room.clone(), joined: true });
             self.append(ns, room, user, What::Joined, |record| record.members += 1, effects).members
@@ -117,12 +117,9 @@ impl State {
         self.kv.delete(&member);
         self.put(keys::left(ns, user, room), &spans);
         self.put(keys::past(ns, room, self.position), user);
-        let mut rooms = self.rooms_of_user(ns, user);
-        rooms.retain(|other| other != room);
-        match rooms.is_empty() {
-            true => _ = self.kv.delete(&keys::joined(ns, user)),
-            false => self.put(keys::joined(ns, user), &rooms),
-        }
+        let mut rooms = self.joined(ns, user);
+        rooms.remove(room.as_str());
+        self.put_or_delete(keys::joined(ns, user), &rooms);
         self.append(ns, room, user, What::Left, |record| record.members -= 1, effects);
         effects.push(Effect::Member { ns: ns.clone(), user: user.clone(), room: room.clone(), joined: false });
     }

@@ -87,7 +87,9 @@ impl State {
             lost_at: None,
         };
         self.put(keys::pid(pid), sid);
-        self.mark(keys::of_user(ns, user, sid));
+        let mut sids = self.of_user(ns, user);
+        sids.insert(sid.as_str());
+        self.put(keys::of_user(ns, user), &sids);
         self.put(keys::of_incarnation(by.node, by.incarnation, sid), &session.generation);
         self.put(keys::session(sid), &session);
         self.arrive(ns, user, effects);
@@ -213,7 +215,9 @@ impl State {
             self.touch_room(&session.ns, room, |record| record.entered -= 1);
         }
         self.kv.delete(&keys::of_incarnation(session.node, session.incarnation, &session.sid));
-        self.kv.delete(&keys::of_user(&session.ns, &session.user, &session.sid));
+        let mut sids = self.of_user(&session.ns, &session.user);
+        sids.remove(session.sid.as_str());
+        self.put_or_delete(keys::of_user(&session.ns, &session.user), &sids);
         self.kv.delete(&keys::lost(&session.sid));
         self.kv.delete(&keys::pid(&session.pid));
         self.kv.delete(&keys::session(&session.sid));

@@ -10,7 +10,7 @@ const TABLES: &[(u8, &str, &str)] = &[
     (0x02, "nodes", "n"),
     (0x10, "sessions", "t"),
     (0x11, "pids", "r"),
-    (0x12, "of user", "ttt"),
+    (0x12, "of user", "tt"),
     (0x13, "of node", "nnt"),
     (0x14, "lost", "t"),
     (0x20, "members", "ttt"),
