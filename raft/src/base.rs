@@ -35,6 +35,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch as latest};
 
+pub use generation::LEAF_PAIRS;
 pub use reader::{Reader, Stored};
 pub use watch::Patience;
 

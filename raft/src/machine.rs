@@ -31,7 +31,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    base::{Base, Found, Health, Point},
+    base::{self, Base, Found, Health, Point},
     codec::{self, Kind},
     command::{Batch, Command, Effect, NodeId},
     error::{Error, Result},
@@ -46,14 +46,15 @@ use crate::{
 
 /// Applied indexes of which the state hash is remembered.
 pub const HASHES_KEPT: usize = 1024;
-/// How long changes may stay out of a checkpoint, about.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(2);
-/// Changes after which a checkpoint is written at once: each may cost a page of sled's in memory and on disk.
-const CHECKPOINT_KEYS: usize = 1 << 16;
-/// The same in bytes of memory.
-const CHECKPOINT_BYTES: usize = 32 << 20;
+/// How long changes may stay out of a checkpoint, about. What a start applies again is no more than that.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(4);
+/// Bytes of changes in memory after which a checkpoint is written at once. The more it takes together, the cheaper: sled
+/// writes whole leaves.
+const CHECKPOINT_BYTES: usize = 64 << 20;
+/// Leaves of sled's that a checkpoint may change: until it is written, each is in memory as a whole.
+const CHECKPOINT_LEAVES: usize = 1 << 16;
 /// How many times as many bytes wait for a checkpoint to end before apply does.
-const CHECKPOINT_BACKLOG: usize = 8;
+const CHECKPOINT_BACKLOG: usize = 6;
 /// Entries' worth of plays that the feed holds; past it apply waits for the player.
 pub const FEED_ENTRIES: usize = 256;
 
@@ -234,7 +235,9 @@ impl Machine {
             let mut inner = self.replica.lock();
             let kv = inner.state.kv();
             let (keys, bytes) = (kv.changed_keys(), kv.changed_bytes());
-            let due = keys >= CHECKPOINT_KEYS || bytes >= CHECKPOINT_BYTES || (late && keys > 0);
+            // A leaf for each key, but no more than there are.
+            let leaves = keys.min(kv.sum().pairs as usize / base::LEAF_PAIRS);
+            let due = leaves >= CHECKPOINT_LEAVES || bytes >= CHECKPOINT_BYTES || (late && keys > 0);
             if !(now || due) {
                 return;
             }

@@ -25,6 +25,8 @@ pub const POINT: &[u8] = &[0];
 /// Pairs in one leaf. Fewer make a random change or a short scan cheaper (a scan from a leaf copies all of it), more
 /// compress better; 128 read a hundred rows in 8 µs where 1024 took 24.
 const FANOUT: usize = 128;
+/// Pairs that a leaf holds at least, but for a few: a full one is cut in halves.
+pub const LEAF_PAIRS: usize = FANOUT / 2;
 /// sled counts roughly: what it holds is up to four times as much.
 const CACHE_BYTES: usize = 96 << 20;
 /// A handle that is dropped flushes, unless sled believes that its own thread will; that one never wakes up.
