@@ -15,6 +15,8 @@ use moim_raft::{Store, Ticket, command::Holder};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
+    time::timeout,
 };
 
 /// So many entries: the next is proposed when the one before is applied.
@@ -42,11 +44,11 @@ async fn who_was_away_for_a_short_while_catches_up_from_the_log() {
     }
 }
 
-/// Carries the bulk lane slowly, and everything else at once.
-async fn slow_bulk(listener: TcpListener, to: String, bulk: Arc<AtomicUsize>) {
+/// Carries the bulk lane slowly until it may go fast, and everything else at once.
+async fn slow_bulk(listener: TcpListener, to: String, bulk: Arc<AtomicUsize>, open: watch::Receiver<bool>) {
     loop {
         let (mut dialer, _) = listener.accept().await.unwrap();
-        let (to, bulk) = (to.clone(), bulk.clone());
+        let (to, bulk, mut open) = (to.clone(), bulk.clone(), open.clone());
         tokio::spawn(async move {
             let Ok(mut node) = TcpStream::connect(to).await else { return };
             // Magic and versions, the header of a frame, which step it is, and its first field: the lane.
@@ -63,7 +65,8 @@ async fn slow_bulk(listener: TcpListener, to: String, bulk: Arc<AtomicUsize>) {
             let slowly = async {
                 let mut bytes = vec![0; 16 << 10];
                 while let Ok(n @ 1..) = from.read(&mut bytes).await {
-                    tokio::time::sleep(Duration::from_millis(60)).await;
+                    // Not so slowly that the link is taken for a broken one.
+                    _ = timeout(Duration::from_millis(400), open.wait_for(|open| *open)).await;
                     if there.write_all(&bytes[..n]).await.is_err() {
                         break;
                     }
@@ -96,12 +99,14 @@ async fn load(store: Store, by: Holder, go: Arc<AtomicBool>, count: Arc<AtomicUs
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_install_under_load_is_one_snapshot_and_the_rest_comes_from_the_log() {
     let bulk = Arc::new(AtomicUsize::new(0));
+    let (open, opened) = watch::channel(false);
     let (mut listeners, mut addrs) = (Vec::new(), Vec::new());
     for _ in 0..3 {
         let behind = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let before = TcpListener::bind("127.0.0.1:0").await.unwrap();
         addrs.push(before.local_addr().unwrap().to_string());
-        tokio::spawn(slow_bulk(before, behind.local_addr().unwrap().to_string(), bulk.clone()));
+        let behind_at = behind.local_addr().unwrap().to_string();
+        tokio::spawn(slow_bulk(before, behind_at, bulk.clone(), opened.clone()));
         listeners.push(behind);
     }
     let mut c = Cluster::with(listeners, addrs, 3).await;
@@ -118,14 +123,15 @@ async fn a_slow_install_under_load_is_one_snapshot_and_the_rest_comes_from_the_l
 
     let (go, count) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
     let loading = tokio::spawn(load(c.store(leader), by, go.clone(), count.clone()));
+    until(|| count.load(Ordering::SeqCst) as u64 > SNAPSHOT_EVERY * 2).await;
+    assert_eq!(c.node(away).installed.load(Ordering::SeqCst), 0, "the load came while the snapshot was on its way");
+    open.send_replace(true);
     until(|| c.node(away).installed.load(Ordering::SeqCst) > 0).await;
-    let during = count.load(Ordering::SeqCst);
     // It is one of the cluster again while the load goes on.
     c.all_started().await;
     go.store(false, Ordering::SeqCst);
     loading.await.unwrap();
     c.agree().await;
-    assert!(during as u64 > SNAPSHOT_EVERY * 2, "only {during} while the snapshot was on its way");
     assert_eq!(bulk.load(Ordering::SeqCst), 1, "one snapshot was sent");
     assert_eq!(c.node(away).installed.load(Ordering::SeqCst), 1);
     assert_eq!(c.store(leader).status().term, term, "nobody was missed");

@@ -450,5 +450,5 @@ async fn a_removed_node_says_so_and_proposes_nothing_more() {
     assert!(why.to_string().contains("removed"), "{why}");
     assert_eq!(other.store.read(|state| state.nodes().len()), 2);
     let attached = other.store.read(|state| state.session(&sid("client")).map(|s| state.is_attached(&s)));
-    assert_eq!(attached, Some(false), "its sessions count down like any lost ones");
+    assert_ne!(attached, Some(true), "its sessions count down, or their time is over already, like any lost ones");
 }
