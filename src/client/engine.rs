@@ -165,6 +165,7 @@ where
             Ok(turn) => poll::poll(turn, connection, self.inner.call(request)).await,
             Err(NotNow::Unknown) => UNKNOWN_SID.response(),
             Err(NotNow::Second) => {
+                transport.part_with(rewrite::CLOSE);
                 transport.cut();
                 empty(StatusCode::BAD_REQUEST)
             }
@@ -177,6 +178,7 @@ where
         }
         let Ok(response) = self.inner.call(request).await;
         if says_close {
+            transport.part_with(rewrite::NOOP);
             transport.ended();
         }
         match response.status() {

@@ -1,7 +1,10 @@
 //! Long-polling: how a poll waits and ends, how a post is read.
 //!
-//! What always holds: a poll ends with packets, with a close when the transport ends, or with a noop; and what socketioxide
-//! gave for it reaches the client's connection or ends the transport ([`Turn`]).
+//! What always holds: a poll ends with packets, with a noop, or, when the transport ends, with "session unknown"; and what
+//! socketioxide gave for it reaches the client's connection or ends the transport ([`Turn`]).
+//!
+//! Engine.IO's close packet would say the same, but not to everybody: python-socketio takes it for the end and never comes
+//! back. An unknown session makes every client start afresh, and recover if it can.
 
 use std::{
     convert::Infallible,
@@ -79,8 +82,12 @@ fn packets(turn: Turn, body: Bytes) -> Response<Body> {
 /// The transport ends with this answer.
 fn closed(mut turn: Turn) -> Response<Body> {
     turn.done();
-    turn.transport().cut();
-    text(Body::from(rewrite::CLOSE), rewrite::CLOSE.len())
+    let transport = turn.transport();
+    transport.cut();
+    match transport.last_word() {
+        Some(word) => text(Body::from(word), word.len()),
+        None => UNKNOWN_SID.response(),
+    }
 }
 
 /// A poll that socketioxide did not take: the session is a WebSocket's by now, or has ended in this moment.

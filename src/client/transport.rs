@@ -4,7 +4,7 @@
 //! written to it, counted, armed and closed belongs to its Engine.IO session, so that is what everybody above holds.
 //!
 //! What always holds:
-//! * After `cut` no packet goes out; a poll that waits is answered with Engine.IO's close, later requests with "unknown".
+//! * After `cut` no packet goes out; a poll that waits, and every later request, is answered with "session unknown".
 //! * `closed` comes true for every way in which a transport can end, and stays true: its WebSocket has ended, a poll was
 //!   given up half way, socketioxide has let go of the session (no pong, no CONNECT in time), or it was cut.
 //! * One poll at a time. Packets that left socketioxide for a poll whose client is gone are a gap, so the transport is cut.
@@ -59,6 +59,8 @@ struct State {
     /// A WebSocket is offered that the client has not chosen yet.
     offered: bool,
     ended: bool,
+    /// What a poll that waits is told at the end, if not that the session is unknown.
+    last_word: Option<&'static [u8]>,
 }
 
 /// Why a poll is not taken.
@@ -75,7 +77,15 @@ impl Transport {
             id,
             outgoing: Arc::default(),
             hangup,
-            state: Mutex::new(State { peer, sid: None, websocket: None, polled: false, offered: false, ended: false }),
+            state: Mutex::new(State {
+                peer,
+                sid: None,
+                websocket: None,
+                polled: false,
+                offered: false,
+                ended: false,
+                last_word: None,
+            }),
             relayed: AtomicBool::new(false),
             released: Notify::new(),
             closing: CancellationToken::new(),
@@ -125,7 +135,7 @@ impl Transport {
     }
 
     /// Ends the transport after what it was given to write was written: with a WebSocket close (1012), or with
-    /// Engine.IO's close as the answer to a poll. What the client says meanwhile is not heard: it could not be answered.
+    /// "session unknown" as the answer to a poll. What the client says meanwhile is not heard: it could not be answered.
     /// A client that does not take it in [`CLOSE_TIMEOUT`] is cut. Dropping the future cuts.
     pub async fn close_gently(&self) {
         let _cut = CutOnDrop(self);
@@ -236,6 +246,17 @@ impl Transport {
             return Err(NotNow::Second);
         }
         Ok(Turn { transport: self.clone(), done: false })
+    }
+
+    /// A client whose own doing ends the transport, and that will not come back by itself, is told so by a packet. To be
+    /// called before it has ended.
+    pub(super) fn part_with(&self, word: &'static [u8]) {
+        self.lock().last_word = Some(word);
+    }
+
+    /// See [`part_with`](Self::part_with).
+    pub(super) fn last_word(&self) -> Option<&'static [u8]> {
+        self.lock().last_word
     }
 
     /// Comes true when a poll that waits shall end, because the transport is about to.
