@@ -14,7 +14,7 @@ use edge::*;
 use futures_util::FutureExt;
 use moim::adapter::SocketRef;
 use moim::client::{
-    Limits, Relay,
+    Encoded, Limits, Outlet, Relay,
     relay::{Dial, Others},
     socketio,
 };
@@ -206,6 +206,33 @@ async fn a_node_that_is_gone_or_does_not_answer_is_an_unknown_session() {
     let asked = Instant::now();
     assert_eq!(answer(&mut waiting).await, unknown());
     assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+}
+
+/// The node between is stuck with what the client does not read, and hears nothing of the end on the other side.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_is_let_go_by_the_node_between_too() {
+    let peers = Peers::default();
+    let (a, relay) = node(1, &peers, Limits { stall_timeout: Duration::from_secs(1), ..Limits::default() }).await;
+    let (b, _) = node(2, &peers, Limits::default()).await;
+    b.io.ns("/flood", async move |socket: SocketRef| {
+        let transport = socketio::transport(&socket).unwrap();
+        let outlet = Outlet::new(socket, transport).with_limit(200_000);
+        let filler = Encoded::from_json("message", format!("\"{}\"", "x".repeat(10_000))).unwrap();
+        let mut stuck = false;
+        while outlet.event(&filler).is_ok() {
+            stuck = stuck || timeout(Duration::from_millis(300), outlet.transport().drained(100_000)).await.is_err();
+        }
+    });
+    let path = b.polling().await;
+    let mut ws = a.upgrade(&path.replace("/socket.io/?EIO=4&transport=polling", "")).await.expect("upgraded");
+    send(&mut ws, "2probe").await;
+    assert_eq!(text(&mut ws).await.unwrap(), "3probe");
+    send(&mut ws, "5").await;
+    send(&mut ws, "40/flood,").await;
+    until("its own node gives it up", || b.transports.is_empty()).await;
+    until("the node between too", || relay.is_empty()).await;
+    drop(ws);
 }
 
 #[tokio::test(flavor = "multi_thread")]

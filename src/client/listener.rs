@@ -38,11 +38,20 @@ pub struct Limits {
     pub headers: usize,
     /// Bytes of a request's header; less than 8 KiB counts as 8 KiB. With more it is answered 431.
     pub header_bytes: usize,
+    /// How long a client may take nothing of what is written to it. Then the kernel resets the connection, also one that is
+    /// closed here already and still has bytes to give: whoever does not read holds nothing for longer. (Linux.)
+    pub stall_timeout: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 20_000, header_timeout: Duration::from_secs(10), headers: 64, header_bytes: 16 * 1024 }
+        Self {
+            connections: 20_000,
+            header_timeout: Duration::from_secs(10),
+            headers: 64,
+            header_bytes: 16 * 1024,
+            stall_timeout: Duration::from_secs(60),
+        }
     }
 }
 
@@ -96,6 +105,7 @@ pub async fn serve<S>(
             turn_away(tcp);
             continue;
         };
+        bound_stall(&tcp, limits.stall_timeout);
         // An error means that the peer has gone already.
         let Ok(stream) = ClientStream::new(tcp, Some(slot)) else { continue };
         let limits = if is_tunnel { &of_tunnels } else { &of_clients }.clone();
@@ -120,6 +130,15 @@ async fn accept(listener: &TcpListener) -> TcpStream {
             }
         }
     }
+}
+
+/// Who is stuck writing to a client sees nothing else of the connection, so the kernel is asked. An error means that the
+/// peer has gone already.
+fn bound_stall(tcp: &TcpStream, time: Duration) {
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(tcp).set_tcp_user_timeout(Some(time)).ok();
+    #[cfg(not(target_os = "linux"))]
+    let _ = (tcp, time);
 }
 
 /// Answers 503 without reading: there is no room to wait for this client's request.
