@@ -147,10 +147,8 @@ impl Seat {
                 *bytes += self.size(&packet);
                 queue.push_back(packet);
                 let fits = *bytes <= self.bounds.queue_bytes_max && queue.len() <= WAITING_MAX;
-                fits.then_some(()).ok_or_else(|| {
-                    self.bounds.slow.inc();
-                    Gone
-                })
+                fits.then_some(())
+                    .ok_or_else(|| self.too_slow("what was said since it came back is more than may wait"))
             }
         };
         if written.is_err() {
@@ -171,9 +169,17 @@ impl Seat {
 
     /// The first error of an outlet is followed by its seat's end, so each slow client is counted once.
     fn count(&self, lost: Lost) -> Gone {
-        if lost == Lost::Full {
-            self.bounds.slow.inc();
+        match lost {
+            Lost::Full => self.too_slow("more waits for it than may"),
+            Lost::Closed => Gone,
         }
+    }
+
+    /// For operators: the client itself does not read, so it cannot be told.
+    fn too_slow(&self, why: &str) -> Gone {
+        self.bounds.slow.inc();
+        let (sid, user, bound) = (&self.holder.sid, &self.user, self.bounds.queue_bytes_max);
+        tracing::info!(%sid, %user, bound, "a client does not keep up: it is cut off, and recovers; {why}");
         Gone
     }
 

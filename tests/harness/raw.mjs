@@ -37,6 +37,23 @@ function parse(buffer) {
 export class Raw {
   /// An Engine.IO session over WebSocket; no CONNECT is sent yet.
   static async open(port) {
+    const raw = Raw.dial(port, "");
+    const open = () => raw.packets.some((packet) => packet.startsWith("0{"));
+    await eventually("OPEN", () => open() || raw.closed, { every: 5 });
+    if (!open()) throw new Error("refused");
+    return raw;
+  }
+
+  /// A session that began with long-polling goes on over a WebSocket.
+  static async upgrade(port, sid) {
+    const raw = Raw.dial(port, `&sid=${sid}`);
+    raw.send("2probe");
+    await raw.next((packet) => packet === "3probe");
+    raw.send("5");
+    return raw;
+  }
+
+  static dial(port, query) {
     const raw = new Raw();
     Object.assign(raw, { packets: [], closed: false, rest: Buffer.alloc(0), upgraded: false });
     raw.socket = connect({ port, host: "127.0.0.1", noDelay: true });
@@ -44,12 +61,9 @@ export class Raw {
     raw.socket.on("close", () => (raw.closed = true));
     raw.socket.on("data", (data) => raw.read(data));
     raw.socket.write(
-      "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n" +
+      `GET /socket.io/?EIO=4&transport=websocket${query} HTTP/1.1\r\n` + "Host: 127.0.0.1\r\nUpgrade: websocket\r\n" +
         `Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ${randomBytes(16).toString("base64")}\r\n\r\n`,
     );
-    const open = () => raw.packets.some((packet) => packet.startsWith("0{"));
-    await eventually("OPEN", () => open() || raw.closed, { every: 5 });
-    if (!open()) throw new Error("refused");
     return raw;
   }
 
