@@ -19,7 +19,14 @@ test("presence", { timeout: 90_000 }, withCluster({ settings: { "presence.grace"
   const leader = await cluster.leader();
   const [victim, other] = cluster.nodes.filter((node) => node !== leader);
   const watcher = await member(leader);
-  const isOnline = async (client) => (await watcher.ok("users", room)).users.find(({ user }) => user === client.user).online;
+  /// As a client is told, and an operator by three routes: all the same.
+  const isOnline = async (client) => {
+    const { online } = (await watcher.ok("users", room)).users.find(({ user }) => user === client.user);
+    const [users, rows, one] = await Promise.all([`/v1/rooms/${room}`, `/v1/users?prefix=${client.user}`, `/v1/users/${client.user}`]
+      .map((path) => cluster.admin(leader, `${path}${path.includes("?") ? "&" : "?"}consistency=linearizable`)));
+    for (const { user, online: said } of [...users.users, ...rows.users, one]) if (user === client.user) assert.equal(said, online);
+    return online;
+  };
 
   await step("a node that is killed and comes back within the grace makes nobody offline", async () => {
     const client = await member(victim);

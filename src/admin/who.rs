@@ -124,7 +124,7 @@ pub async fn users(read: Read) -> Found<Users> {
 #[derive(Serialize)]
 pub struct OneUser {
     user: User,
-    /// With a transport in some namespace.
+    /// In some namespace.
     online: bool,
     namespaces: Vec<UserIn>,
 }
@@ -133,6 +133,7 @@ pub struct OneUser {
 #[derive(Serialize)]
 struct UserIn {
     ns: Namespace,
+    /// As others see it: for `presence.grace` also without a transport.
     online: bool,
     rooms: Vec<Room>,
     sids: Vec<Place>,
@@ -146,7 +147,7 @@ pub async fn user(Named(name): Named, read: Read) -> Found<OneUser> {
             let (rooms, sessions) = (state.rooms_of_user(&ns, &user), state.sessions_of(&ns, &user));
             let sids: Vec<Place> = sessions.iter().map(|session| Place::of(state, session)).collect();
             let known = !rooms.is_empty() || !sids.is_empty();
-            known.then(|| UserIn { online: sids.iter().any(|place| place.attached), ns, rooms, sids })
+            known.then(|| UserIn { online: state.is_online(&ns, &user), ns, rooms, sids })
         };
         let namespaces: Vec<UserIn> = state.namespaces().into_iter().filter_map(within).collect();
         let online = namespaces.iter().any(|ns| ns.online);
