@@ -16,6 +16,7 @@
 //!   found at any time ends the node with a line that says so, and the next start rebuilds it by itself.
 //! - What replaces everything (an installed snapshot) goes to a new directory, which counts once `CURRENT` names it.
 
+mod fill;
 mod generation;
 mod reader;
 mod verify;

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Health, Point, Reader};
+use super::{Health, Point, Reader, fill::fill};
 use crate::{
     codec::{self, Kind},
     disk,
@@ -36,8 +36,6 @@ const COMPRESSION: i32 = 1;
 
 /// Pairs in one sled batch: it locks all of the leaves that it touches against readers.
 pub const BATCH_PAIRS: usize = 1024;
-/// Bytes of pairs after which an installation flushes, which bounds the memory of what is not written yet.
-const FLUSH_BYTES: usize = 16 << 20;
 
 pub type Db = sled::Db<FANOUT>;
 pub type Rows = sled::Iter<FANOUT>;
@@ -130,43 +128,14 @@ pub fn open(dir: &Path, snapshots: &Snapshots) -> Result<Generation> {
 /// `step` as it gets on.
 pub fn build(dir: &Path, before: Option<&Path>, file: &Path, step: impl Fn()) -> Result<Generation> {
     let reading = Reading::open(file)?;
-    let mut built = Generation::create(next(dir, before))?;
-    let filled = fill(&mut built, reading, step);
-    if filled.is_err() {
-        let path = built.path.clone();
-        drop(built);
-        remove(&path)?;
-        return Err(filled.expect_err("it was looked at"));
+    let path = next(dir, before);
+    remove(&path)?;
+    let built = fill(&path, reading, step);
+    match &built {
+        Ok(_) => disk::sync_parent(&path)?,
+        Err(_) => remove(&path)?,
     }
-    disk::sync_parent(&built.path)?;
-    Ok(built)
-}
-
-fn fill(built: &mut Generation, reading: Reading, step: impl Fn()) -> Result<()> {
-    let point = reading.point().clone();
-    let (mut batch, mut pairs, mut bytes) = (sled::Batch::default(), 0, 0);
-    reading.for_each(|key, value| {
-        if key.first().is_none_or(|table| *table == POINT[0]) {
-            return Err(Error::refused("a snapshot with a key of no table"));
-        }
-        batch.insert(key, value);
-        (pairs, bytes) = (pairs + 1, bytes + key.len() + value.len());
-        if pairs == BATCH_PAIRS {
-            built.apply(std::mem::take(&mut batch))?;
-            step();
-            pairs = 0;
-        }
-        if bytes >= FLUSH_BYTES {
-            built.flush()?;
-            bytes = 0;
-        }
-        Ok(())
-    })?;
-    batch.insert(POINT, codec::encode(Kind::Meta, &point)?);
-    built.apply(batch)?;
-    built.flush()?;
-    built.point = Some(point);
-    Ok(())
+    built
 }
 
 /// From now on this directory counts.
@@ -192,7 +161,7 @@ pub fn remove(path: &Path) -> Result<()> {
 }
 
 /// sled starts `sync` twice before it looks at its files: an open waits for all that the machine has not written yet.
-fn open_db(path: &Path) -> Result<Db> {
+pub fn open_db(path: &Path) -> Result<Db> {
     let config = sled::Config::new()
         .path(path)
         .cache_capacity_bytes(CACHE_BYTES)
