@@ -78,8 +78,7 @@ impl Health {
         }
         match status.silent_for {
             Some(silent) if silent < SILENCE => {}
-            Some(silent) => say("isolated", format!("no leader with a quorum was heard for {} ms", silent.as_millis())),
-            None => say("isolated", "no leader with a quorum was heard yet".to_owned()),
+            silent => say("isolated", isolated(silent, status.refused)),
         }
         if let Some(off) = status.clock_off_ms.filter(|off| off.abs() > OFF_MAX_MS) {
             say("clock", wrong_clock(off));
@@ -105,6 +104,14 @@ impl Health {
     pub fn silent_for(&self) -> Option<Duration> {
         self.0.store.status().silent_for
     }
+}
+
+fn isolated(silent: Option<Duration>, refused: Option<String>) -> String {
+    let heard = match silent {
+        Some(silent) => format!("no leader with a quorum was heard for {} ms", silent.as_millis()),
+        None => "no leader with a quorum was heard yet".to_owned(),
+    };
+    refused.map_or(heard.clone(), |why| format!("{heard}; {why}"))
 }
 
 fn wrong_state(index: u64) -> String {

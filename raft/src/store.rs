@@ -107,6 +107,8 @@ pub struct Status {
     pub started: bool,
     /// Since when no leader with a quorum was heard; `None` when never.
     pub silent_for: Option<Duration>,
+    /// Why another node shut this one out a moment ago, or was not the one it should be.
+    pub refused: Option<String>,
     /// How far the wall clock is ahead of the median of the voters, or behind it; beyond [`OFF_MAX_MS`] this node does not
     /// lead. `None` before a majority could be asked.
     ///
@@ -489,6 +491,7 @@ impl Store {
             waiting: self.0.waiting.borrow().clone(),
             learner: self.0.members.state.note.borrow().clone(),
             started: *self.0.started.borrow(),
+            refused: self.0.local.refused(),
             silent_for: self.0.contact.borrow().map(|at| at.elapsed()),
             clock_off_ms: self.0.clock.off_ms(),
             log_bytes: self.0.log.size_bytes(),

@@ -2,7 +2,14 @@
 
 mod support;
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use moim_raft::{
@@ -94,6 +101,53 @@ async fn a_foreign_cluster_is_refused_in_both_directions_with_both_names() {
             let why = refusal(dial(&from.local, &to.addr, lane, None).await);
             assert!(why.contains("one") && why.contains("two"), "{why}");
         }
+    }
+}
+
+/// A foreign node stops hammering: whatever it wants there, and however often it tries.
+#[tokio::test]
+async fn whoever_is_refused_knocks_less_and_less_and_is_let_in_soon_after_it_is_welcome() {
+    let temp = TempDir::new().unwrap();
+    let a = Node::member(&temp.path().join("a"), "one", "secret").await;
+    let b = Node::member(&temp.path().join("b"), "two", "secret").await;
+    let (door, knocks) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Arc::new(AtomicUsize::new(0)));
+    let (addr, behind, counted) = (door.local_addr().unwrap().to_string(), b.addr.clone(), knocks.clone());
+    let mut network = Network::new(Arc::clone(&a.local));
+    let carrying = tokio::spawn(async move {
+        loop {
+            let (mut dialer, _) = door.accept().await.unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
+            let mut node = TcpStream::connect(&behind).await.unwrap();
+            tokio::spawn(async move { _ = tokio::io::copy_bidirectional(&mut dialer, &mut node).await });
+        }
+    });
+    let there = Peer { name: "peer".into(), addr: addr.clone() };
+    let mut client = network.new_heartbeat_client(b.id, &there).await;
+    let (began, mut tries) = (Instant::now(), 0);
+    while began.elapsed() < 4 * SECOND {
+        let sent = client.append_entries(append(&[]), option()).await;
+        let Err(RPCError::Unreachable(why)) = sent else { panic!("{sent:?}") };
+        assert!(why.to_string().contains("different clusters"), "{why}");
+        tries += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // After 0, 100, 300, 700, 1500 and 3100 ms.
+    let knocked = knocks.load(Ordering::SeqCst);
+    assert!(tries > 50 && (3..=6).contains(&knocked), "{knocked} knocks of {tries} tries");
+    assert!(a.local.refused().is_some_and(|why| why.contains("different clusters")), "{:?}", a.local.refused());
+
+    // The right one is there now.
+    carrying.abort();
+    _ = carrying.await;
+    let c = Node::member_at(&temp.path().join("c"), &addr, "one", "secret").await;
+    dial(&a.local, &addr, Lane::Beat, Some(c.id)).await.expect("another one may be asked for at once");
+    let began = Instant::now();
+    while let Err(why) = dial(&a.local, &addr, Lane::Beat, Some(b.id)).await {
+        if why.to_string().contains("is wanted") {
+            break;
+        }
+        assert!(began.elapsed() < 8 * SECOND, "{why}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

@@ -100,8 +100,23 @@ pub(crate) enum Step {
 /// Dials `addr` and proves both sides to each other. `wanted`: the node that has to answer, where it is known.
 ///
 /// # Errors
-/// `Unavailable` when nobody answers, or not in time; `Refused` when the wrong one does, with its reason or ours.
+/// `Unavailable` when nobody answers, or not in time; `Refused` when the wrong one does, with its reason or ours, and for a
+/// while after that without asking.
 pub async fn dial(local: &Local, addr: &str, lane: Lane, wanted: Option<NodeId>) -> Result<(TcpStream, Remote)> {
+    let door = (addr.to_owned(), wanted, lane);
+    if let Some(why) = local.refusals.waits(&door) {
+        return Err(Error::refused(why));
+    }
+    let dialed = dial_now(local, addr, lane, wanted).await;
+    match &dialed {
+        Ok(_) => local.refusals.welcomed(&door),
+        Err(Error::Refused(why)) => local.refusals.refused(door, why),
+        Err(_) => {}
+    }
+    dialed
+}
+
+async fn dial_now(local: &Local, addr: &str, lane: Lane, wanted: Option<NodeId>) -> Result<(TcpStream, Remote)> {
     let dialing = async {
         let mut stream = TcpStream::connect(addr).await.map_err(|e| match e.kind() {
             io::ErrorKind::ConnectionRefused => Error::unavailable(format!("{addr} does not answer")),

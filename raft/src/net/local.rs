@@ -9,7 +9,10 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::signs::{AllSigns, Signs};
+use super::{
+    refusals::Refusals,
+    signs::{AllSigns, Signs},
+};
 use crate::{
     error::{Error, Result},
     identity::{ClusterId, Identity},
@@ -75,6 +78,7 @@ pub struct Local {
     /// Comes true when this node is told that it was removed.
     expelled: watch::Sender<bool>,
     signs: AllSigns,
+    pub(super) refusals: Refusals,
 }
 
 impl Local {
@@ -90,6 +94,7 @@ impl Local {
             removed: OnceLock::new(),
             expelled: watch::Sender::new(false),
             signs: AllSigns::default(),
+            refusals: Refusals::default(),
         }
     }
 
@@ -100,6 +105,11 @@ impl Local {
     /// When another node last gave signs of life to this one.
     pub fn signs(&self, of: NodeId) -> Signs {
         self.signs.of(of)
+    }
+
+    /// Why another node shut this one out, if one did a moment ago.
+    pub fn refused(&self) -> Option<String> {
+        self.refusals.newest()
     }
 
     pub(super) fn heard(&self, from: NodeId) {

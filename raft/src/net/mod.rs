@@ -15,6 +15,7 @@
 //! | [`consensus`] | openraft's side: receives |
 //! | [`serve()`] | the listener |
 //! | `signs` | when another node was last alive |
+//! | `refusals` | how often a shut door is tried again |
 //! | [`peers`] | requests of the layers above, and the bus |
 //! | [`snapshot`] | files over the bulk lane |
 //! | [`transfers`] | how fast they may go, and what the log keeps for them |
@@ -28,6 +29,7 @@ pub mod local;
 pub mod message;
 pub mod network;
 pub mod peers;
+mod refusals;
 pub mod serve;
 mod signs;
 pub mod snapshot;

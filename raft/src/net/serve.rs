@@ -101,7 +101,9 @@ impl Server {
         drop(stranger);
         let ended = match shaken {
             Ok(remote) => self.lane(stream, remote).await,
-            Err(Error::Refused(why)) => return tracing::info!("a peer connection was refused: {why}"),
+            Err(Error::Refused(why)) if self.local.refusals.is_news(&why) => {
+                return tracing::info!("a peer connection was refused: {why}");
+            }
             Err(e) => return tracing::debug!("a peer connection came to nothing: {e}"),
         };
         if let Err(e) = ended {

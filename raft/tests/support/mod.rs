@@ -153,9 +153,13 @@ impl Node {
 
     /// One that is in `cluster` already.
     pub async fn member(dir: &Path, cluster: &str, secret: &str) -> Node {
+        Self::member_at(dir, "127.0.0.1:0", cluster, secret).await
+    }
+
+    pub async fn member_at(dir: &Path, addr: &str, cluster: &str, secret: &str) -> Node {
         let mut identity = Identity::open(dir).unwrap();
         identity.set_belongs(Belongs::Settled { cluster: cluster.to_owned(), founding: Vec::new() }).unwrap();
-        Self::start_as(identity, "127.0.0.1:0", secret, 3).await
+        Self::start_as(identity, addr, secret, 3).await
     }
 
     async fn start_as(identity: Identity, addr: &str, secret: &str, expect: usize) -> Node {
