@@ -1,7 +1,9 @@
 //! A disk that fails, and one that is full, under a node of a cluster: the node says so and ends, whoever waited is
-//! answered, the others go on, and nothing that was acknowledged is lost.
+//! answered, the others go on, and nothing that was acknowledged is lost. And one that is slow, which nobody notices.
 
 mod process;
+
+use std::time::{Duration, Instant};
 
 use process::{
     Fleet, Load, Options,
@@ -69,6 +71,89 @@ async fn a_failed_write_or_sync_ends_the_node_and_loses_nothing() {
         eprintln!("{point} {what}, {role}, time {nth}: whole again after {healed:?}");
     }
     fleet.close().await;
+}
+
+/// All three write a checkpoint at the same moment, to disks that take seconds for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_checkpoints_at_once_hold_up_no_commit() {
+    const MEANWHILE: Duration = Duration::from_secs(2);
+    let mut fleet = Fleet::new(Options { snapshot_every: 1 << 30, ..options() }).await;
+    fleet.load_all().await;
+    fleet.acked_more(50).await;
+    let (began, acked) = (Instant::now(), fleet.acked());
+    tokio::time::sleep(MEANWHILE).await;
+    let before = fleet.acked() - acked;
+    eprintln!("{before} commits in {:?}", began.elapsed());
+    for i in 0..3 {
+        fleet.node(i).ask("arm checkpoint-before-batch 1 pause").await.unwrap();
+    }
+    let mut first = None;
+    let hits = || fleet.ledger.lock().unwrap().hits.len();
+    while hits() < 3 {
+        if hits() > 0 {
+            first.get_or_insert_with(Instant::now);
+        }
+        assert!(began.elapsed() < process::PATIENCE, "{} write a checkpoint", hits());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let acked = fleet.acked();
+    tokio::time::sleep(MEANWHILE).await;
+    let during = fleet.acked() - acked;
+    eprintln!("{during} while three checkpoints are written");
+    assert!(first.is_some_and(|first| first.elapsed() < process::node::PAUSE), "not conclusive: not at once");
+    assert!(during * 2 > before, "{during} commits, {before} before");
+    fleet.ledger.lock().unwrap().hits.clear();
+    fleet.unload_all().await;
+    fleet.agree().await;
+    fleet.close().await;
+}
+
+/// A disk that fills up while there is time: nothing is lost, nobody ends, and nobody has to do anything but make room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_disk_fills_up_hands_over_says_why_and_is_back_when_there_is_room() {
+    if let Some(why) = mount::unavailable() {
+        return eprintln!("{why}");
+    }
+    for nodes in [3, 1] {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Mount::tmpfs(dir.path().join("full"), "256m").unwrap();
+        let data = (0..nodes).map(|i| if i == 0 { disk.path.join("data") } else { dir.path().join(format!("n{i}")) });
+        let mut fleet = Fleet::new(Options { nodes, data: Some(data.collect()), ..options() }).await;
+        fleet.lead(0).await;
+        fleet.load_all().await;
+        fleet.acked_more(50).await;
+
+        let ballast = disk.path.join("ballast");
+        std::fs::write(&ballast, vec![1; 242 << 20]).unwrap();
+        let began = Instant::now();
+        let full = loop {
+            match fleet.node(0).ask("write").await {
+                Err(why) if why.contains("full") => break why,
+                said => assert!(began.elapsed() < process::fleet::HEALS_WITHIN, "{said:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert!(
+            full.contains("unavailable") && full.contains("more than 90 % full") && full.contains("make room"),
+            "{full}"
+        );
+        if nodes > 1 {
+            while fleet.leads(0).await {
+                assert!(began.elapsed() < process::fleet::HEALS_WITHIN, "it leads on");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            fleet.acked_more(50).await;
+        }
+        std::fs::remove_file(&ballast).unwrap();
+        fleet.until(0, "write", |_| true, Instant::now()).await;
+        fleet.lead(0).await;
+        fleet.acked_more(50).await;
+        fleet.unload_all().await;
+        fleet.agree().await;
+        assert!(fleet.ledger.lock().unwrap().fatal.is_empty());
+        fleet.close().await;
+        drop(disk);
+    }
 }
 
 /// 64 MiB in memory, which something else takes from one moment to the next: the log finds no room.

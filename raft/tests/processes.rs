@@ -76,6 +76,32 @@ async fn each_way_of_a_link_is_cut_by_itself() {
     fleet.close().await;
 }
 
+/// A read by lease would be stale here: the leader was paused, does not know it, and is asked before it can hear of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_was_paused_answers_no_stale_read() {
+    let fleet = Fleet::new(Options::default()).await;
+    for _ in 0..3 {
+        let old = fleet.leader().await;
+        let other = (old + 1) % 3;
+        fleet.node(old).signal("STOP");
+        fleet.until(other, "write", |_| true, Instant::now()).await;
+        let written: u64 = process::parsed(&fleet.node(other).ask("status").await.unwrap(), "applied");
+        // They wait for it when it wakes up.
+        let asked = (0..5).map(|_| fleet.node(old).ask("fresh"));
+        let waking = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            fleet.node(old).signal("CONT");
+        };
+        let (answers, ()) = tokio::join!(futures_util::future::join_all(asked), waking);
+        for answer in answers.into_iter().flatten() {
+            let read: u64 = process::parsed(&answer, "applied");
+            assert!(read >= written, "{read} is read, {written} was acknowledged before");
+        }
+        fleet.until(old, "fresh", |_| true, Instant::now()).await;
+    }
+    fleet.close().await;
+}
+
 const PARENT: &str = "MOIM_PROCESS_PARENT";
 
 /// Run by the test below as a process of its own: starts a node, stops it if so told, and is gone without a word to it.

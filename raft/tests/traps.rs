@@ -27,6 +27,7 @@ const TRAPS: &[Trap] = &[
         shown_by: &[
             ("tests/store.rs", "after_a_stop_of_all_the_state_is_there_and_nothing_is_played_again"),
             ("tests/log_writes.rs", "a_killed_process_loses_nothing_acknowledged"),
+            ("tests/power.rs", "what_was_acknowledged_survives_power_cuts"),
         ],
     },
     Trap {
@@ -36,6 +37,8 @@ const TRAPS: &[Trap] = &[
             ("tests/log_writes.rs", "what_gathers_during_a_sync_is_synced_at_once_and_answered_in_order"),
             ("tests/log_damage.rs", "everything_is_there_after_closing_and_after_a_kill"),
             ("tests/conformance.rs", "openrafts_suite_passes"),
+            ("tests/crash.rs", "a_node_that_is_killed_at_a_named_point_loses_nothing"),
+            ("tests/power.rs", "what_was_acknowledged_survives_power_cuts"),
         ],
     },
     Trap {
@@ -50,7 +53,10 @@ const TRAPS: &[Trap] = &[
     Trap {
         trap: "a restarted node serves an older state than before",
         design: "it starts its incarnation after a linearizable read of its own",
-        shown_by: &[("tests/store.rs", "writes_go_on_without_one_node_and_it_catches_up")],
+        shown_by: &[
+            ("tests/store.rs", "writes_go_on_without_one_node_and_it_catches_up"),
+            ("tests/members.rs", "a_restarted_node_serves_nothing_older_than_it_served_before"),
+        ],
     },
     Trap {
         trap: "a leader that restarts leads on without an election",
@@ -64,6 +70,7 @@ const TRAPS: &[Trap] = &[
             ("tests/form.rs", "a_lost_folder_alone_is_refused_with_what_to_do"),
             ("tests/form.rs", "folders_lost_beside_their_markers_form_nothing_and_one_may_join"),
             ("src/identity.rs", "a_damaged_identity_is_refused_not_replaced"),
+            ("tests/members.rs", "a_wiped_disk_with_the_old_name_is_a_new_id_a_learner_and_says_why_twice_in_a_row"),
         ],
     },
     Trap {
@@ -72,6 +79,7 @@ const TRAPS: &[Trap] = &[
         shown_by: &[
             ("tests/store.rs", "a_removed_node_says_so_and_proposes_nothing_more"),
             ("tests/scripts.rs", "what_each_command_does_is_what_the_scripts_say"),
+            ("tests/members.rs", "the_old_folder_of_a_removed_node_is_refused_and_an_empty_one_is_a_new_node"),
         ],
     },
     Trap {
@@ -90,6 +98,8 @@ const TRAPS: &[Trap] = &[
             ("tests/net.rs", "swapped_nodes_are_told_apart"),
             ("tests/net.rs", "a_node_is_never_its_own_peer"),
             ("tests/net.rs", "a_foreign_cluster_is_refused_in_both_directions_with_both_names"),
+            ("tests/members.rs", "swapped_ports_replicate_nothing_and_say_so"),
+            ("tests/net.rs", "whoever_is_refused_knocks_less_and_less_and_is_let_in_soon_after_it_is_welcome"),
         ],
     },
     Trap {
@@ -100,7 +110,11 @@ const TRAPS: &[Trap] = &[
     Trap {
         trap: "two changes of the cluster at once leave it in between",
         design: "one at a time, in its order",
-        shown_by: &[("tests/members.rs", "removals_at_once_are_done_one_after_another")],
+        shown_by: &[
+            ("tests/members.rs", "removals_at_once_are_done_one_after_another"),
+            ("src/members/tests.rs", "a_change_whose_leader_stopped_between_the_two_steps_is_finished_by_the_next"),
+            ("src/members/tests.rs", "a_removal_whose_leader_stopped_after_its_first_step_is_finished_by_the_next"),
+        ],
     },
     Trap {
         trap: "a learner that is promoted too early stalls every commit",
@@ -124,6 +138,7 @@ const TRAPS: &[Trap] = &[
         shown_by: &[
             ("tests/store.rs", "a_node_that_was_away_for_longer_than_the_log_reaches_back_gets_a_snapshot"),
             ("tests/raft.rs", "three_rafts_elect_replicate_hand_over_and_bring_a_fourth_up_by_snapshot"),
+            ("tests/retention.rs", "a_slow_install_under_load_is_one_snapshot_and_the_rest_comes_from_the_log"),
         ],
     },
     Trap {
@@ -134,6 +149,41 @@ const TRAPS: &[Trap] = &[
             ("tests/net.rs", "a_cancelled_snapshot_is_not_installed_and_the_next_one_takes_its_place"),
             ("src/snapshot.rs", "a_damaged_or_cut_snapshot_is_refused"),
             ("tests/scripts.rs", "what_a_snapshot_is_made_of_is_what_the_scripts_say"),
+            ("tests/snapshots.rs", "a_receiver_that_is_killed_in_the_middle_takes_no_part_for_the_whole"),
+            ("tests/snapshots.rs", "a_sender_that_is_killed_in_the_middle_is_followed_by_another"),
+            ("tests/crash.rs", "a_node_that_is_killed_at_a_named_point_loses_nothing"),
+        ],
+    },
+    Trap {
+        trap: "a snapshot on its way holds up heartbeats and commits",
+        design: "a lane of its own with a bandwidth, and threads of their own for files",
+        shown_by: &[
+            ("tests/snapshots.rs", "a_large_snapshot_stays_out_of_memory_and_out_of_the_way_of_elections_and_commits"),
+            ("tests/transfer.rs", "a_snapshot_of_300_mib_stays_out_of_memory_and_out_of_the_way_of_heartbeats"),
+        ],
+    },
+    Trap {
+        trap: "a large snapshot is in memory as a whole",
+        design: "it is a file that is read and written in parts, and sled is opened anew while it is filled",
+        shown_by: &[
+            ("tests/snapshot_memory.rs", "a_snapshot_of_half_a_gibibyte_is_built_and_installed_in_a_fraction_of_it"),
+            ("tests/snapshots.rs", "a_large_snapshot_stays_out_of_memory_and_out_of_the_way_of_elections_and_commits"),
+        ],
+    },
+    Trap {
+        trap: "sled's batches wait for each other for ever",
+        design: "one thread writes, keys are removed one by one, and a watch ends a process in which sled does not answer",
+        shown_by: &[
+            ("tests/checkpoint_churn.rs", "leaves_that_are_emptied_for_ever_hold_up_neither_writers_nor_readers"),
+            ("src/base/watch.rs", "only_who_stays_inside_is_stuck"),
+        ],
+    },
+    Trap {
+        trap: "three checkpoints at once hold up all commits",
+        design: "apply goes on in memory while a checkpoint is written; snapshots take turns",
+        shown_by: &[
+            ("tests/faults.rs", "three_checkpoints_at_once_hold_up_no_commit"),
+            ("src/retention.rs", "nodes_take_turns"),
         ],
     },
     Trap {
@@ -142,17 +192,26 @@ const TRAPS: &[Trap] = &[
         shown_by: &[
             ("tests/store.rs", "after_a_stop_of_all_the_state_is_there_and_nothing_is_played_again"),
             ("tests/model.rs", "random_histories_agree_with_a_naive_model_whatever_happens_to_the_disk"),
+            ("tests/checkpoint_damage.rs", "any_damage_to_any_file_of_the_checkpoint_ends_in_the_state_of_before"),
         ],
     },
     Trap {
         trap: "the disk is full",
         design: "the first failed write is final: the node ends, and nothing after it was acknowledged",
-        shown_by: &[("tests/log_writes.rs", "a_full_disk_stops_the_log_and_loses_nothing_acknowledged")],
+        shown_by: &[
+            ("tests/log_writes.rs", "a_full_disk_stops_the_log_and_loses_nothing_acknowledged"),
+            ("tests/faults.rs", "a_node_with_a_full_disk_ends_and_catches_up_when_there_is_room"),
+            ("tests/faults.rs", "a_leader_whose_disk_fills_up_hands_over_says_why_and_is_back_when_there_is_room"),
+            ("../tests/full_disk.rs", "a_full_disk_takes_a_node_out_of_service_and_room_brings_it_back"),
+        ],
     },
     Trap {
         trap: "a failed fsync is tried again, and succeeds",
         design: "the first failure is final for all that wait and all that come",
-        shown_by: &[("tests/log_writes.rs", "the_first_failed_sync_is_final_for_all_that_wait_and_all_that_come")],
+        shown_by: &[
+            ("tests/log_writes.rs", "the_first_failed_sync_is_final_for_all_that_wait_and_all_that_come"),
+            ("tests/faults.rs", "a_failed_write_or_sync_ends_the_node_and_loses_nothing"),
+        ],
     },
     Trap {
         trap: "a read by lease is stale after a pause or a jump of the clock",
@@ -160,6 +219,7 @@ const TRAPS: &[Trap] = &[
         shown_by: &[
             ("tests/traps.rs", "what_is_dangerous_in_openraft_is_not_called"),
             ("tests/store.rs", "a_node_without_a_quorum_acknowledges_and_confirms_nothing"),
+            ("tests/processes.rs", "a_leader_that_was_paused_answers_no_stale_read"),
         ],
     },
     Trap {
@@ -182,10 +242,10 @@ const TRAPS: &[Trap] = &[
     Trap {
         trap: "a refusal names no leader to go to",
         design: "the batch waits and is sent to whoever leads then",
-        shown_by: &[(
-            "tests/store.rs",
-            "each_of_2000_proposals_takes_effect_once_and_in_order_over_two_leader_changes",
-        )],
+        shown_by: &[
+            ("tests/store.rs", "each_of_2000_proposals_takes_effect_once_and_in_order_over_two_leader_changes"),
+            ("tests/members.rs", "removing_the_leader_hands_over_first"),
+        ],
     },
     Trap {
         trap: "borrowed metrics hold Raft up",

@@ -20,6 +20,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod fill;
 pub mod fleet;
 pub mod ledger;
 pub mod load;

@@ -14,9 +14,12 @@
 //! | `load` | see [`Load`] | |
 //! | `acked` | | `acked=` of that load, so far |
 //! | `unload` | | see [`super::load::Stats`] |
+//! | `fill` | bytes, bytes of each | so much is said in a namespace that is not dumped |
+//! | `members` | | `silent=` a node's id and how long (milliseconds) the leader has not heard of it, joined by `:`, and so on by `,` |
+//! | `fresh` | | `applied=`, after a linearizable read |
 //! | `write` | | one session opened: what was proposed here counts |
 //! | `transfer` | a node's id, or nothing | leadership was given away, or was not here |
-//! | `arm` | `POINT NTH kill\|eio\|enospc` | a fail point is armed (also before `open`) |
+//! | `arm` | `POINT NTH kill\|eio\|enospc\|pause` | a fail point is armed (also before `open`) |
 //! | `dump` | a path | all messages of all rooms are in that file: `room position text` a line |
 //! | `close` | | and ends with 0 |
 //!
@@ -47,7 +50,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Load, load::Running, parsed, value};
+use super::{Load, fill, load::Running, parsed, value};
+
+/// How long a disk takes that was told to pause.
+#[cfg(feature = "failpoints")]
+pub const PAUSE: Duration = Duration::from_secs(6);
 
 /// What every line of a node starts with.
 pub const MARK: char = '@';
@@ -128,21 +135,25 @@ async fn serve(listen: &str, mut orders: mpsc::UnboundedReceiver<String>) {
     }
 }
 
-/// `POINT NTH kill|eio|enospc`
+/// `POINT NTH kill|eio|enospc|pause`
 #[cfg(feature = "failpoints")]
 fn arm(words: &str) {
     let [point, nth, what] = words.split(' ').collect::<Vec<_>>()[..] else { panic!("{words}") };
     let errno = match what {
-        "kill" => None,
+        "pause" | "kill" => None,
         "eio" => Some(5),
         "enospc" => Some(28),
         _ => panic!("{words}"),
     };
-    let said = format!("hit {point}");
+    let (said, pauses) = (format!("hit {point}"), what == "pause");
     moim_raft::fail::arm(point, nth.parse().unwrap(), move || {
         say(said);
         match errno {
             Some(errno) => Err(std::io::Error::from_raw_os_error(errno)),
+            None if pauses => {
+                std::thread::sleep(PAUSE);
+                Ok(())
+            }
             // As `kill -9` does: nothing is unwound, nothing is flushed.
             None => std::process::abort(),
         }
@@ -241,6 +252,23 @@ impl Node {
                 let running = self.load.lock().unwrap().take().ok_or("there is no load")?;
                 Ok(running.stop().await.to_string())
             }
+            "fill" => {
+                let (bytes, each) = words.split_once(' ').ok_or("fill BYTES EACH")?;
+                let (bytes, each) = (bytes.parse().map_err(|_| "no bytes")?, each.parse().map_err(|_| "no bytes")?);
+                fill::fill(&self.store, self.name(), bytes, each)
+                    .await
+                    .map(|()| String::new())
+                    .map_err(|e| e.to_string())
+            }
+            "members" => {
+                let members = self.store.members().await.map_err(|e| e.to_string())?;
+                let silent = members.iter().map(|member| format!("{}:{}", member.node, member.silent_ms));
+                Ok(format!("silent={}", silent.collect::<Vec<_>>().join(",")))
+            }
+            "fresh" => {
+                self.store.linearizable().await.map_err(|e| e.to_string())?;
+                Ok(format!("applied={}", self.store.read_at(|_, index| index)))
+            }
             "write" => self.write().await,
             "transfer" => {
                 match words.parse() {
@@ -285,10 +313,14 @@ impl Node {
         Ok(format!("index={index} hash={hash:032x}"))
     }
 
-    async fn write(&self) -> Result<String, String> {
+    /// One that was not used yet.
+    fn name(&self) -> String {
         let n = self.writes.fetch_add(1, Ordering::Relaxed);
-        let name = format!("w.{}.{}.{n}", self.name, self.store.incarnation());
-        open_session(&self.store, &name).await.map(|_| String::new()).map_err(|e| e.to_string())
+        format!("w.{}.{}.{n}", self.name, self.store.incarnation())
+    }
+
+    async fn write(&self) -> Result<String, String> {
+        open_session(&self.store, &self.name()).await.map(|_| String::new()).map_err(|e| e.to_string())
     }
 
     fn dump(&self) -> String {
@@ -313,6 +345,10 @@ pub fn ns() -> Namespace {
 
 /// A new session of a user of that name, which must not have been used.
 pub async fn open_session(store: &Store, name: &str) -> moim_raft::Result<(Sid, Applied)> {
+    open_session_in(store, ns(), name).await
+}
+
+pub async fn open_session_in(store: &Store, ns: Namespace, name: &str) -> moim_raft::Result<(Sid, Applied)> {
     let user = User::new(name).expect("a short name");
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     let mut pid = [0; 32];
@@ -323,6 +359,6 @@ pub async fn open_session(store: &Store, name: &str) -> moim_raft::Result<(Sid, 
         *byte = (hash >> 32) as u8;
     }
     let sid = Sid::from_random(*pid.first_chunk().expect("it is longer"));
-    let applied = store.call(Command::Open { sid: sid.clone(), ns: ns(), user, guest: false, pid }).await?;
+    let applied = store.call(Command::Open { sid: sid.clone(), ns, user, guest: false, pid }).await?;
     Ok((sid, applied))
 }

@@ -4,10 +4,15 @@
 //! from the first bytes of a connection, its hello, so each byte is known to go from one node to another, over whichever
 //! connection: requests and heartbeats of A to B, and A's answers to B, are one link. A connection of somebody who is not
 //! known yet passes.
+//!
+//! A link may be narrow: its connections share so many bytes a second, and take turns, as they would on a wire.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,6 +22,7 @@ use tokio::{
     },
     sync::watch,
     task::JoinSet,
+    time::{Instant, sleep_until},
 };
 
 /// What happens to the bytes of a link.
@@ -35,10 +41,27 @@ pub enum Mode {
 #[derive(Clone, Default)]
 struct Table {
     modes: Vec<Vec<Mode>>,
+    widths: Vec<Vec<Option<Arc<Width>>>>,
     /// Node ids as a hello carries them.
     ids: Vec<Option<[u8; 8]>>,
     /// Where nodes really listen.
     targets: Vec<String>,
+}
+
+/// Bytes a second, and until when they are taken.
+struct Width(u64, Mutex<Option<Instant>>);
+
+impl Width {
+    /// Waits for the turn of so many bytes.
+    async fn pass(&self, bytes: usize) {
+        let at = {
+            let (mut taken, now) = (self.1.lock().unwrap(), Instant::now());
+            let at = taken.map_or(now, |taken| taken.max(now));
+            *taken = Some(at + Duration::from_secs_f64(bytes as f64 / self.0 as f64));
+            at
+        };
+        sleep_until(at).await;
+    }
 }
 
 pub struct Links {
@@ -52,6 +75,7 @@ impl Links {
     pub async fn new(nodes: usize) -> Self {
         let table = Table {
             modes: vec![vec![Mode::Pass; nodes]; nodes],
+            widths: vec![vec![None; nodes]; nodes],
             ids: vec![None; nodes],
             targets: vec![String::new(); nodes],
         };
@@ -88,6 +112,12 @@ impl Links {
     /// All links of one node.
     pub fn set_all_of(&self, i: usize, mode: Mode) {
         (0..self.addrs.len()).filter(|other| *other != i).for_each(|other| self.set_both(i, other, mode));
+    }
+
+    /// From now on `from` says so many bytes a second to `to`, over all connections; or as many as it can.
+    pub fn narrow(&self, from: usize, to: usize, bytes_per_second: Option<u64>) {
+        let width = bytes_per_second.map(|bytes| Arc::new(Width(bytes, Mutex::default())));
+        self.table.send_modify(|table| table.widths[from][to] = width);
     }
 
     pub fn heal(&self) {
@@ -140,11 +170,21 @@ async fn carry(dialer: TcpStream, to: usize, table: watch::Receiver<Table>) {
 }
 
 impl Connection {
+    /// Who speaks to whom in it, once that is known.
+    fn ends(&self, way: usize) -> Option<(usize, usize)> {
+        let from = self.hello.lock().unwrap().from?;
+        Some(if way == UP { (from, self.to) } else { (self.to, from) })
+    }
+
     fn mode(&self, table: &Table, way: usize) -> Mode {
-        match self.hello.lock().unwrap().from {
-            Some(from) if way == UP => table.modes[from][self.to],
-            Some(from) => table.modes[self.to][from],
-            None => Mode::Pass,
+        self.ends(way).map_or(Mode::Pass, |(from, to)| table.modes[from][to])
+    }
+
+    /// Waits until the link has carried so many bytes more.
+    async fn carried(&self, way: usize, bytes: usize) {
+        let width = self.ends(way).and_then(|(from, to)| self.table.borrow().widths[from][to].clone());
+        if let Some(width) = width {
+            width.pass(bytes).await;
         }
     }
 
@@ -183,6 +223,7 @@ impl Connection {
                 Ok(table) => self.mode(&table, way) == Mode::Drop,
                 Err(_) => return,
             };
+            self.carried(way, read).await;
             if dropped {
                 self.holes.send_modify(|holes| holes[way] = true);
             } else if self.holes.borrow()[way] || to.write_all(&bytes[..read]).await.is_err() {
