@@ -148,10 +148,12 @@ async fn a_large_snapshot_stays_out_of_memory_and_out_of_the_way_of_elections_an
     b.arrives(1).await;
     let receiver = b.fleet.node(b.behind).pid;
     let empty = resident(receiver, "VmRSS");
-    let (began, acked, mut bytes, mut silent, mut received) = (Instant::now(), b.fleet.acked(), 0, 0, 0);
+    let (began, acked, mut bytes, mut silent, mut unheard, mut received) =
+        (Instant::now(), b.fleet.acked(), 0, 0, 0, 0);
     while let Some((_, arrived)) = b.arrived() {
         bytes = arrived.max(bytes);
         silent = b.silent(b.leader, b.fleet.ids[b.behind]).await.max(silent);
+        unheard = b.status::<u64>(b.behind, "silent").await.max(unheard);
         received = resident(receiver, "VmHWM").saturating_sub(empty);
         sleep(LOOK).await;
     }
@@ -160,7 +162,7 @@ async fn a_large_snapshot_stays_out_of_memory_and_out_of_the_way_of_elections_an
     let more = resident(sender, "VmHWM").saturating_sub(held);
     eprintln!(
         "{} MiB in {took:?}, sent with {} MiB more and received with {}; {before:.0} commits a second before and {during:.0} during; at most {silent} ms \
-         without an answer",
+         without an answer, and {unheard} without a word",
         bytes / MIB,
         more / MIB,
         received / MIB
@@ -169,10 +171,16 @@ async fn a_large_snapshot_stays_out_of_memory_and_out_of_the_way_of_elections_an
     // Installing it is another matter: see `snapshot_memory`.
     assert!(more < bytes / 4 && received < bytes / 4, "{} and {} MiB more", more / MIB, received / MIB);
     assert!(silent < SILENT_MAX, "the leader heard nothing for {silent} ms");
+    assert!(unheard < SILENT_MAX, "the receiver heard nothing for {unheard} ms");
     assert!(during * SHARE as f64 > before, "{during:.0} commits a second, {before:.0} before");
-    // What came after the snapshot comes from the log, which is long.
     b.fleet.unload_all().await;
     b.narrow(None);
+    // Installing it, and applying what came after it, takes its time.
+    let began = Instant::now();
+    while !b.status::<bool>(b.behind, "started").await {
+        assert!(began.elapsed() < 2 * process::PATIENCE, "it does not come back");
+        sleep(LOOK).await;
+    }
     b.fleet.agree().await;
     assert_eq!(b.status::<u64>(b.leader, "term").await, term, "somebody stood for election");
     b.fleet.close().await;

@@ -9,7 +9,7 @@
 //! | order | words | answer |
 //! | --- | --- | --- |
 //! | `open` | `data= name= at= join=A,B expect= heartbeat= election= snapshot=` (milliseconds, entries) | `node=` |
-//! | `status` | | `node= leader= term= committed= applied= incarnation= started=` |
+//! | `status` | | `node= leader= term= committed= applied= incarnation= started= voters= silent=` (milliseconds since a leader with a quorum was heard) |
 //! | `hash` | an index | `index= hash=`, once that much is applied |
 //! | `load` | see [`Load`] | |
 //! | `acked` | | `acked=` of that load, so far |
@@ -293,7 +293,7 @@ impl Node {
     fn status(&self) -> String {
         let s = self.store.status();
         format!(
-            "node={} leader={} term={} committed={} applied={} incarnation={} started={} voters={}",
+            "node={} leader={} term={} committed={} applied={} incarnation={} started={} voters={} silent={}",
             s.node,
             s.leader.unwrap_or(0),
             s.term,
@@ -302,6 +302,7 @@ impl Node {
             self.store.incarnation(),
             s.started,
             s.voters.len(),
+            s.silent_for.map_or(u64::MAX, |silent| silent.as_millis() as u64),
         )
     }
 
