@@ -1,5 +1,7 @@
 //! The store's face: open it, propose, read, follow the feed, close it.
 
+mod open;
+
 use std::{
     collections::BTreeSet,
     path::PathBuf,
@@ -9,49 +11,34 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use openraft::{Raft, storage::RaftLogStorage};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    answers::Answers,
-    base::{Base, Health, Point},
+    base::Health,
     clock::Clock,
     command::{Command, Incarnation, Limits, NodeId, NodeInfo},
-    consensus::{self, Consensus},
+    consensus::Consensus,
     divergence::{Comparison, Divergence},
-    drive::Driver,
-    duties::Duties,
     error::{Error, Result},
-    form::{Former, Outcome},
-    identity::{ClusterId, Identity},
+    identity::ClusterId,
     level::Level,
     log::Log,
-    machine::{FEED_ENTRIES, Machine, Play, Replica},
-    members::{Change, Member, Members, Progress, REMOVED},
-    net::{
-        CallRequest, CallResponse, Heard, Leadership, Local, Network, Peers, RaftConsensus, Secret, Signs, serve,
-        snapshot,
-    },
+    machine::{Play, Replica},
+    members::{Change, Member, Members, REMOVED},
+    net::{CallRequest, CallResponse, Leadership, Local, Peers, Secret, Signs},
     observe::Observer,
     propose::{Proposals, Ticket},
     raft::Peer,
-    retention::Retention,
-    snapshot::Snapshots,
-    space::Space,
     state::{Applied, State},
 };
 
 /// How long a linearizable read may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
-/// Ephemeral frames of other nodes that wait to be worked on; the next is dropped.
-const BUS_FRAMES_MAX: usize = 4096;
-/// Tunnels that wait to be taken over; one more is closed.
-const TUNNELS_MAX: usize = 1024;
 /// How long a close waits for the last checkpoint.
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a change of the cluster's nodes may take, a hand-over before it included; and the pause before it is asked for
@@ -161,190 +148,6 @@ struct Inner {
 }
 
 impl Store {
-    /// Opens the data folder, answers peers on `listener`, and goes on by itself: forms or finds its cluster, catches up
-    /// with it, starts its incarnation.
-    ///
-    /// # Errors
-    /// `Refused` for a folder that is in use, damaged or foreign; `Fatal` when the disk fails.
-    pub async fn open(config: Config, listener: TcpListener) -> Result<(Self, Feeds)> {
-        let identity = Identity::open(&config.data)?;
-        let space = Space::open(&config.data)?;
-        let node = identity.node();
-        let peer = Peer { name: config.info.name.clone(), addr: config.info.peer.clone() };
-        let levels = config.info.levels;
-        let mut local = Local::new(identity, peer, config.secret.clone());
-        local.levels = levels;
-        let local = Arc::new(local);
-        let snapshots = Snapshots::open(&config.data.join("snapshots"))?;
-        snapshot::clean(&config.data)
-            .map_err(|e| Error::fatal(format!("cannot tidy {}: {e}", config.data.display())))?;
-        let proposals = Arc::new(Proposals::default());
-        let observed = proposals.observed.clone();
-        let log = Log::open(&config.data.join("log"), observed.syncs(crate::wal::Options::default()))?;
-        // On a thread of its own: sled wants most of a stack to open, and whoever called us has used some of this one.
-        let (folder, files) = (config.data.join("state"), snapshots.clone());
-        let opening = tokio::task::spawn_blocking(move || Base::open(&folder, &files));
-        let (base, found) = opening.await.map_err(Error::fatal)??;
-        reaches_back_to(&log, found.point.as_ref().and_then(Point::index)).await?;
-        let (feed, plays) = mpsc::channel(FEED_ENTRIES);
-        let (bus_feed, bus) = mpsc::channel(BUS_FRAMES_MAX);
-        let (tunnel_feed, tunnels) = mpsc::channel(TUNNELS_MAX);
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let opened = Machine::open(node, levels, base, found, snapshots.clone(), proposals.clone(), feed, stop.clone());
-        let (machine, machine_gone) = opened?;
-        let (replica, checkpoints) = (machine.replica(), machine.health());
-        let state = replica.clone();
-        local.ask_level(move || state.read(|state| state.level()));
-        let network = Network::new(local.clone());
-        let transfers = network.transfers();
-        // Boxed: the future holds all of Raft by value, and so would everybody who waits for this one.
-        let raft = Box::pin(Raft::build(
-            node,
-            Arc::new(consensus::settings(config.heartbeat, config.election)?),
-            network,
-            log.clone(),
-            machine,
-        ));
-        let raft = raft.await.map_err(Error::fatal)?;
-        raft.run();
-        let heard = Heard::default();
-        let consensus = Consensus::new(raft.clone(), heard.clone(), node, space);
-        let retention = Retention {
-            node,
-            consensus: consensus.clone(),
-            log: log.clone(),
-            snapshots,
-            transfers,
-            snapshot_every: config.snapshot_every,
-        };
-        tasks.spawn(stop.clone().run_until_cancelled_owned(retention.run()));
-        let peers = Arc::new(Peers::new(local.clone()));
-        let clock = Arc::new(Clock::new(node, consensus.clone(), peers.clone()));
-        let comparison = Arc::new(Comparison::new(node, consensus.clone(), peers.clone(), replica.clone()));
-        let receiving = Arc::new(RaftConsensus::new(raft, heard));
-        let former = Arc::new(Former::new(local.clone(), peers.clone(), receiving.clone(), config.expect));
-        let (started_now, started) = watch::channel(false);
-        let (contact_now, contact) = watch::channel(None);
-        let ask = Arc::new(OnceLock::new());
-        let members = Arc::new(Members {
-            node,
-            consensus: consensus.clone(),
-            clock: clock.clone(),
-            replica: replica.clone(),
-            proposals: proposals.clone(),
-            peers: peers.clone(),
-            replace_after: config.replace_after,
-            state: Progress::default(),
-        });
-        // A removed voter is still needed until Raft does without its vote.
-        let (gone, without) = (replica.clone(), consensus.clone());
-        local.shut_out(move |id| gone.read(|state| state.is_removed(id)) && without.does_without(id));
-        let app = Arc::new(Answers {
-            consensus: consensus.clone(),
-            clock: clock.clone(),
-            former: former.clone(),
-            replica: replica.clone(),
-            members: members.clone(),
-            bus: bus_feed,
-            tunnels: tunnel_feed,
-            ask: ask.clone(),
-        });
-        tasks.spawn(serve(listener, local.clone(), receiving, app, stop.clone()));
-        let duties = Duties {
-            node,
-            consensus: consensus.clone(),
-            replica: replica.clone(),
-            proposals: proposals.clone(),
-            peers: peers.clone(),
-            started: started.clone(),
-            contact: contact_now,
-            node_timeout: config.node_timeout,
-            session_ttl: config.session_ttl,
-            presence_grace: config.presence_grace,
-            limits: config.limits.clone(),
-        };
-        tasks.spawn(stop.clone().run_until_cancelled_owned(duties.run()));
-        tasks.spawn(stop.clone().run_until_cancelled_owned(members.clone().run()));
-        let driver = Driver {
-            local: local.clone(),
-            consensus: consensus.clone(),
-            clock: clock.clone(),
-            peers: peers.clone(),
-            proposals: proposals.clone(),
-            replica: replica.clone(),
-            info: config.info,
-            started: started_now,
-        };
-        let inner = Inner {
-            local,
-            consensus,
-            clock,
-            comparison,
-            members,
-            peers,
-            replica,
-            proposals,
-            log,
-            machine_gone: Mutex::new(Some(machine_gone)),
-            checkpoints,
-            fatal: watch::channel(None).0,
-            waiting: former.waiting(),
-            started,
-            contact,
-            ask,
-            tasks,
-            stop,
-        };
-        let store = Self(Arc::new(inner));
-        let life = store.clone().live(former, config.join, driver);
-        store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(life));
-        let watched = store.clone();
-        let watch = async move { watched.0.consensus.space.run(&watched).await };
-        store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(watch));
-        let timed = store.clone();
-        let compare = async move { timed.0.clock.run(&timed).await };
-        store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(compare));
-        let comparison = store.0.comparison.clone();
-        let compare = async move { comparison.run().await };
-        store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(compare));
-        Ok((store, Feeds { plays, bus, tunnels }))
-    }
-
-    /// From an unknown node to one that drives its proposals.
-    async fn live(self, former: Arc<Former>, join: Vec<String>, driver: Driver) {
-        let why = match self.is_removed() {
-            true => driver.leave().await,
-            false => match self.enter(&former, &join).await {
-                Ok(()) => driver.run().await,
-                Err(e) => e,
-            },
-        };
-        // Nobody carries proposals any more: those who wait, and those who come, are told at once.
-        self.0.proposals.refuse(&why.to_string());
-        self.0.fatal.send_replace(Some(why));
-    }
-
-    async fn enter(&self, former: &Former, join: &[String]) -> Result<()> {
-        if let Outcome::Found { cluster, members } = former.run(join).await? {
-            tracing::info!(%cluster, voters = members.len(), "forming the cluster");
-            let members: std::collections::BTreeMap<NodeId, Peer> = members.into_iter().collect();
-            match self.0.consensus.raft.initialize(members).await {
-                Ok(()) => {}
-                // An earlier try got through.
-                Err(openraft::errors::RaftError::APIError(_)) => {}
-                Err(e) => return Err(Error::fatal(e)),
-            }
-        }
-        // Nothing older than what this node served before its restart. openraft's own wait for it is over only when the log
-        // has no uncommitted end, which under load may never be seen.
-        while let Err(e) = self.linearizable().await {
-            tracing::warn!("still catching up with what was committed before the start: {e}");
-        }
-        // Before anybody can take this node for ready.
-        self.0.clock.look().await;
-        Ok(())
-    }
-
     /// Hands a command to the log. The ticket hears what this node's apply made of it, or `unavailable`; it is called by
     /// the task that works the feed off, so it must not block.
     pub fn propose(&self, command: Command, ticket: Ticket) {
@@ -627,17 +430,5 @@ impl Store {
         self.0.log.close().await?;
         self.0.local.identity().unlock();
         Ok(())
-    }
-}
-
-/// What was purged from the log must be in the checkpoint, or in the snapshot that it was rebuilt from.
-async fn reaches_back_to(log: &Log, applied: Option<u64>) -> Result<()> {
-    let state = log.clone().get_log_state().await.map_err(Error::fatal)?;
-    match state.last_purged_log_id.map(|id| id.index) {
-        Some(purged) if applied.is_none_or(|applied| applied < purged) => Err(Error::refused(format!(
-            "neither the checkpoint nor a snapshot is usable, and the log begins after {purged}: \
-             remove this node's data folder and let it join again"
-        ))),
-        _ => Ok(()),
     }
 }

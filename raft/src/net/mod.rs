@@ -17,13 +17,14 @@
 //! | `signs` | when another node was last alive |
 //! | `refusals` | how often a shut door is tried again |
 //! | [`peers`] | requests of the layers above, and the bus |
-//! | [`snapshot`] | files over the bulk lane |
+//! | [`snapshot`], `incoming` | files over the bulk lane, and what has arrived of one |
 //! | [`transfers`] | how fast they may go, and what the log keeps for them |
 
 pub mod consensus;
 mod dial;
 pub mod frame;
 pub mod handshake;
+mod incoming;
 pub mod link;
 pub mod local;
 pub mod message;
@@ -37,6 +38,7 @@ pub mod transfers;
 
 pub use consensus::{Consensus, Heard, RaftConsensus};
 pub use handshake::{Lane, Remote};
+pub(crate) use incoming::clean;
 pub use local::{Local, Secret};
 pub use message::{CallRequest, CallResponse, Forwarded, Leadership, Probed};
 pub use network::Network;

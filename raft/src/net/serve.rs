@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CallRequest, CallResponse, Consensus, Lane, Local, Remote,
+    CallRequest, CallResponse, Consensus, Lane, Local, Remote, clean,
     frame::{self, FRAME_BYTES_MAX, Frame, What},
     handshake,
     link::{Outbox, write_all},
@@ -54,7 +54,7 @@ pub async fn serve(
     app: Arc<dyn App>,
     stop: CancellationToken,
 ) {
-    if let Err(e) = snapshot::clean(local.dir()) {
+    if let Err(e) = clean(local.dir()) {
         tracing::warn!("cannot delete what unfinished snapshot transfers left behind: {e}");
     }
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));

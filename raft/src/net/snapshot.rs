@@ -15,11 +15,10 @@
 //! hands it on only when it is whole, checked and synced.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -32,7 +31,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Transfers, consensus::Consensus, frame};
+use super::{Transfers, consensus::Consensus, frame, incoming::Incoming};
 use crate::{
     error::{Error, Result},
     raft::{SnapshotMeta, Vote},
@@ -47,8 +46,6 @@ const FRAME_MAX: usize = CHUNK_BYTES + 4096;
 const IDLE_MAX: Duration = Duration::from_secs(10);
 /// A receiver that installs says so this often.
 const INSTALLING_EVERY: Duration = Duration::from_secs(2);
-/// How the names of files begin that have not arrived as a whole.
-const PARTIAL: &str = "incoming-partial-";
 
 /// A snapshot as openraft passes it around: where it lies. Whoever is handed a received one owns the file, and renames or
 /// deletes it: what still has its name of arrival at the next start is deleted.
@@ -255,59 +252,6 @@ async fn receive_file(stream: &mut TcpStream, incoming: &Incoming, len: u64) -> 
     }
 }
 
-/// A file being received. It stays when the transfer breaks, and there is only one.
-struct Incoming {
-    path: PathBuf,
-    file: File,
-}
-
-impl Incoming {
-    /// The file of this snapshot, with what an earlier transfer left in it. Those of others go.
-    fn open(dir: &Path, meta: &WireSnapshotMeta, len: u64) -> Result<Self> {
-        let (index, term) = meta.last.map_or((0, 0), |id| (id.index, id.term));
-        let name = format!("{PARTIAL}{index}-{term}-{len}.tmp");
-        let path = dir.join(&name);
-        let io = |e: io::Error| Error::fatal(format!("cannot create {}: {e}", path.display()));
-        remove_files(dir, |other| other.starts_with(PARTIAL) && other != name).map_err(io)?;
-        let mut options = fs::OpenOptions::new();
-        let file = options.create(true).truncate(false).read(true).write(true).mode(0o600).open(&path).map_err(io)?;
-        if file.metadata().map_err(io)?.len() > len {
-            file.set_len(0).map_err(io)?;
-        }
-        Ok(Self { path, file })
-    }
-
-    /// Hands it on, under a name of its own.
-    fn whole(self) -> Result<SnapshotFile> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let path = self.path.with_file_name(format!("incoming-{}.tmp", COUNT.fetch_add(1, Ordering::Relaxed)));
-        fs::rename(&self.path, &path)
-            .map_err(|e| Error::fatal(format!("cannot rename {}: {e}", self.path.display())))?;
-        Ok(SnapshotFile { path })
-    }
-
-    /// Nothing of it may be gone on from.
-    fn worthless(&self, why: impl std::fmt::Display) -> Error {
-        _ = fs::remove_file(&self.path);
-        Error::refused(why)
-    }
-}
-
-/// Deletes what transfers left behind when the process was killed.
-pub(crate) fn clean(dir: &Path) -> io::Result<()> {
-    remove_files(dir, |name| name.starts_with("incoming-") && name.ends_with(".tmp"))
-}
-
-fn remove_files(dir: &Path, which: impl Fn(&str) -> bool) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_name().to_str().is_some_and(&which) {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
 async fn write(stream: &mut TcpStream, part: &Part, within: Duration) -> Result<()> {
     let bytes = frame::encode(part)?;
     let written = timeout(within, stream.write_all(&bytes)).await;
@@ -337,6 +281,8 @@ fn unexpected() -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     async fn received(len: u64, parts: Vec<Part>) -> Result<Vec<u8>> {
@@ -362,21 +308,6 @@ mod tests {
             last: Some(crate::wire::WireLogId { term: 1, node: 1, index }),
             ..(&SnapshotMeta::default()).into()
         }
-    }
-
-    #[test]
-    fn what_arrived_of_a_snapshot_stays_and_what_is_of_another_goes() {
-        let temp = tempfile::tempdir().unwrap();
-        fs::write(temp.path().join("incoming-3.tmp"), b"somebody has it").unwrap();
-        let open = |index, len| Incoming::open(temp.path(), &meta(index), len).unwrap();
-        open(7, 10).file.write_all_at(b"state", 0).unwrap();
-        assert_eq!(open(7, 10).file.metadata().unwrap().len(), 5);
-        assert_eq!(open(8, 10).file.metadata().unwrap().len(), 0);
-        assert_eq!(open(7, 10).file.metadata().unwrap().len(), 0);
-        open(7, 10).file.write_all_at(b"state", 0).unwrap();
-        open(7, 10).worthless("");
-        assert_eq!(open(7, 10).file.metadata().unwrap().len(), 0);
-        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 2);
     }
 
     #[tokio::test]
@@ -406,17 +337,5 @@ mod tests {
             assert!(matches!(received(len, parts).await, Err(Error::Refused(_))));
         }
         assert!(matches!(received(10, vec![chunk(), chunk()]).await, Err(Error::Unavailable(_))), "broken off");
-    }
-
-    #[test]
-    fn leftovers_are_deleted_and_nothing_else() {
-        let temp = tempfile::tempdir().unwrap();
-        for name in ["incoming-3.tmp", "identity", "incoming-3", "other.tmp"] {
-            fs::write(temp.path().join(name), name).unwrap();
-        }
-        clean(temp.path()).unwrap();
-        let mut left: Vec<_> = fs::read_dir(temp.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, ["identity", "incoming-3", "other.tmp"]);
     }
 }
