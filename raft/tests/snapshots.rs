@@ -89,7 +89,7 @@ impl Behind {
     }
 
     /// In the end it is one of the cluster, with what all have, and no part of anything is left.
-    async fn is_whole(mut self) {
+    async fn ends_whole(mut self) {
         self.fleet.agree().await;
         assert!(self.status::<u64>(self.behind, "applied").await > self.applied && self.arrived().is_none());
         assert!(!self.snapshots(self.behind).is_empty(), "not conclusive: it came from the log");
@@ -214,7 +214,7 @@ async fn a_receiver_that_is_killed_in_the_middle_takes_no_part_for_the_whole() {
         b.fleet.links().heal();
     }
     b.narrow(None);
-    b.is_whole().await;
+    b.ends_whole().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -233,5 +233,5 @@ async fn a_sender_that_is_killed_in_the_middle_is_followed_by_another() {
     assert!(!part.exists(), "a part lies about");
     b.fleet.start(b.leader).await.unwrap();
     b.fleet.unload_all().await;
-    b.is_whole().await;
+    b.ends_whole().await;
 }
