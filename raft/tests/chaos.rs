@@ -128,7 +128,7 @@ impl Chaos {
         let (began, end) = (Instant::now(), Instant::now() + ROUND);
         // On a machine that has much else to do, a round goes on until it says something.
         let has_said = |fleet: &Fleet| fleet.acked() - acked >= ACKED_MIN;
-        while Instant::now() < end || (!has_said(&self.fleet) && began.elapsed() < ROUND * 3) {
+        while Instant::now() < end || (!has_said(&self.fleet) && began.elapsed() < ROUND * 10) {
             let pause = self.random.between(100, 1500);
             sleep(Duration::from_millis(pause)).await;
             self.repair(Instant::now()).await;
