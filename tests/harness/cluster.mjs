@@ -9,9 +9,8 @@ import { fileURLToPath } from "node:url";
 import { closeAll } from "./client.mjs";
 import { spawnGuarded } from "./guard.mjs";
 import { http } from "./http.mjs";
-import { ownerOf } from "./owner.mjs";
 import { freePort } from "./ports.mjs";
-import { Proxy } from "./proxy.mjs";
+import { Proxy, firstBytes } from "./proxy.mjs";
 import { eventually, within } from "./wait.mjs";
 
 const ROOT = join(dirname(fileURLToPath(import.meta.url)), "..", "..");
@@ -109,8 +108,11 @@ export class Cluster {
   }
 
   async peerProxy(node) {
-    const nameOf = (pid) => this.nodes.find((each) => each.pid === pid)?.name ?? "unknown";
-    const classify = (socket) => nameOf(ownerOf(socket, this.nodes.map((each) => each.pid).filter(Boolean)));
+    // A node announces one address to all others; who connects says its name first.
+    const classify = async (socket) => {
+      const hello = await firstBytes(socket);
+      return this.nodes.find(({ name }) => hello.includes(name))?.name ?? "unknown";
+    };
     node.proxy = await Proxy.start({ target: node.peer, port: await freePort(), classify });
     this.proxies.push(node.proxy);
     return node.proxy.port;

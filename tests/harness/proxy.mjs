@@ -5,21 +5,22 @@
 //   pass   as without a proxy
 //   hold   nothing moves, nothing is lost; goes on after heal()
 //   cut    connections are reset, new ones too
-//   drop   connections stay open and every byte is swallowed; reset at heal(), for a stream with a hole
-//          in it must not go on
+//   drop   connections stay open and every byte is swallowed, or every byte of one direction; reset at
+//          heal(), for a stream with a hole in it must not go on
 //   delay  pass, each byte so many ms later, in order
 import { createServer, connect } from "node:net";
 
 class Pipe {
-  constructor(link, from, to) {
-    Object.assign(this, { link, from, to, queue: [], due: 0, timer: null });
+  /// `way` is "up", to the target, or "down".
+  constructor(link, way, from, to) {
+    Object.assign(this, { link, way, from, to, queue: [], due: 0, timer: null });
     from.on("data", (chunk) => this.push(chunk));
     from.on("end", () => this.push(null));
     to.on("drain", () => this.link.mode !== "hold" && from.resume());
   }
 
   push(chunk) {
-    if (this.link.mode === "drop") return;
+    if (this.link.swallows(this.way)) return;
     this.due = Math.max(this.due, performance.now() + this.link.delayMs);
     this.queue.push({ due: this.due, chunk });
     this.flush();
@@ -27,12 +28,12 @@ class Pipe {
 
   flush() {
     clearTimeout(this.timer);
-    while (this.link.mode === "pass" && this.queue.length && this.queue[0].due <= performance.now()) {
+    while (this.link.passes(this.way) && this.queue.length && this.queue[0].due <= performance.now()) {
       const { chunk } = this.queue.shift();
       if (chunk === null) this.to.end();
       else if (!this.to.write(chunk)) this.from.pause();
     }
-    if (this.link.mode !== "pass" || !this.queue.length) return;
+    if (!this.link.passes(this.way) || !this.queue.length) return;
     this.timer = setTimeout(() => this.flush(), Math.ceil(this.queue[0].due - performance.now()));
   }
 }
@@ -41,9 +42,18 @@ export class Link {
   constructor(name) {
     this.name = name;
     this.mode = "pass";
+    this.dropped = null; // the one direction that "drop" is about; null: both
     this.delayMs = 0;
     this.accepted = 0;
     this.pairs = new Set();
+  }
+
+  swallows(way) {
+    return this.mode === "drop" && (this.dropped ?? way) === way;
+  }
+
+  passes(way) {
+    return this.mode === "pass" || (this.mode === "drop" && !this.swallows(way));
   }
 
   add(socket, port, host) {
@@ -58,7 +68,7 @@ export class Link {
     for (const each of pair.sockets) each.on("error", gone);
     socket.on("close", gone);
     upstream.on("close", () => pair.pipes[1].queue.length || gone());
-    pair.pipes = [new Pipe(this, socket, upstream), new Pipe(this, upstream, socket)];
+    pair.pipes = [new Pipe(this, "up", socket, upstream), new Pipe(this, "down", upstream, socket)];
     this.pairs.add(pair);
     if (this.mode === "hold") this.freeze();
   }
@@ -89,8 +99,10 @@ export class Link {
     this.reset();
   }
 
-  drop() {
+  /// `way`: "up" or "down"; both when it is left away.
+  drop(way = null) {
     this.mode = "drop";
+    this.dropped = way;
   }
 
   delay(ms) {
@@ -109,15 +121,29 @@ export class Link {
   }
 }
 
+/// The first bytes that a connection brings, which stay in it; none when it ends before.
+export const firstBytes = (socket) =>
+  new Promise((resolve) => {
+    socket.once("close", () => resolve(Buffer.alloc(0)));
+    socket.once("readable", () => {
+      const bytes = socket.read() ?? Buffer.alloc(0);
+      if (bytes.length) socket.unshift(bytes);
+      resolve(bytes);
+    });
+  });
+
 export class Proxy {
-  /// Listens on `port` (0: any) and passes on to `target`. `classify(socket)` names the link.
+  /// Listens on `port` (0: any) and passes on to `target`, a port or a function that names one for each connection.
+  /// `classify(socket)` names the link, at once or as a promise.
   static async start({ target, port = 0, classify = () => "all" }) {
     const proxy = new Proxy();
     proxy.target = target;
     proxy.links = new Map();
-    proxy.server = createServer({ allowHalfOpen: true }, (socket) => {
+    proxy.server = createServer({ allowHalfOpen: true }, async (socket) => {
       socket.on("error", () => {});
-      proxy.link(classify(socket)).add(socket, proxy.target, "127.0.0.1");
+      const name = await classify(socket);
+      const port = typeof proxy.target === "function" ? proxy.target() : proxy.target;
+      proxy.link(name).add(socket, port, "127.0.0.1");
     });
     await new Promise((resolve, reject) => {
       proxy.server.once("error", reject);

@@ -36,11 +36,16 @@ function parse(buffer) {
 
 export class Raw {
   /// An Engine.IO session over WebSocket; no CONNECT is sent yet.
-  static async open(port) {
+  static async open(port, options) {
     const raw = Raw.dial(port, "");
     const open = () => raw.packets.some((packet) => packet.startsWith("0{"));
-    await eventually("OPEN", () => open() || raw.closed, { every: 5 });
-    if (!open()) throw new Error("refused");
+    try {
+      await eventually("OPEN", () => open() || raw.closed, { every: 5, ...options });
+      if (!open()) throw new Error("refused");
+    } catch (error) {
+      raw.destroy();
+      throw error;
+    }
     return raw;
   }
 

@@ -10,8 +10,7 @@ import { fileURLToPath } from "node:url";
 import { closeAll } from "../client.mjs";
 import { Haproxy } from "../haproxy.mjs";
 import { Load } from "../load.mjs";
-import { ownerOf } from "../owner.mjs";
-import { Proxy } from "../proxy.mjs";
+import { Proxy, firstBytes } from "../proxy.mjs";
 import { Raw } from "../raw.mjs";
 import { eventually, sleep } from "../wait.mjs";
 import { fakeServer } from "./fake.mjs";
@@ -174,14 +173,24 @@ test("a cluster is started, asked, stopped and cleared away", async () => {
   assert.ok(!existsSync(folder));
 });
 
-test("the owner of a connection is found", async () => {
-  const server = createServer();
-  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const accepted = new Promise((resolve) => server.once("connection", resolve));
-  const socket = connect(server.address().port, "127.0.0.1");
-  assert.equal(ownerOf(await accepted, [1, process.pid]), process.pid);
-  socket.destroy();
-  server.close();
+test("a proxy names links by what a connection says first, and passes that on", async () => {
+  const echo = createServer((socket) => socket.pipe(socket));
+  await new Promise((resolve) => echo.listen(0, "127.0.0.1", resolve));
+  const classify = async (socket) => `${await firstBytes(socket)}`;
+  const proxy = await Proxy.start({ target: () => echo.address().port, classify });
+  const heard = {};
+  const sockets = ["ada", "bob"].map((name) => {
+    const socket = connect(proxy.port, "127.0.0.1", () => socket.write(name));
+    return socket.on("data", (data) => (heard[name] = `${heard[name] ?? ""}${data}`));
+  });
+  await eventually("echoed", () => heard.ada === "ada" && heard.bob === "bob");
+  proxy.link("ada").drop("down");
+  for (const socket of sockets) socket.write("!");
+  await eventually("echoed", () => heard.bob === "bob!");
+  assert.equal(heard.ada, "ada", "swallowed on the way back");
+  for (const socket of sockets) socket.destroy();
+  await proxy.close();
+  echo.close();
 });
 
 test("the raw client speaks enough to connect, stall and go on", async () => {
