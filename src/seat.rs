@@ -8,6 +8,8 @@
 //!   from its last offset, and nothing ever follows a gap.
 //! - A seat that was let go never comes back; a late word to it changes nothing.
 
+mod answers;
+
 use std::{
     collections::VecDeque,
     sync::{
@@ -22,6 +24,7 @@ use prometheus::IntCounter;
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use self::answers::Answers;
 use crate::client::{Ack, Encoded, Lost, Outlet, Transport};
 
 /// Packets that may wait for a socket beside the bound in bytes; past either the seat is let go.
@@ -43,6 +46,18 @@ enum Packet {
 pub struct Played {
     pub with_offset: Encoded,
     pub plain: Encoded,
+}
+
+/// A command's place among the answers, from its proposal to its ack.
+pub struct Turn {
+    number: u64,
+    permit: OwnedSemaphorePermit,
+}
+
+struct Answer {
+    ack: Ack,
+    body: Box<RawValue>,
+    permit: OwnedSemaphorePermit,
 }
 
 enum Stage {
@@ -72,6 +87,7 @@ pub struct Seat {
     stage: Mutex<Stage>,
     transport: Mutex<Option<Transport>>,
     recovery: AtomicBool,
+    answers: Mutex<Answers<Answer>>,
     /// One permit for each command on its way.
     commands: Arc<Semaphore>,
 }
@@ -103,6 +119,7 @@ impl Seat {
             transport: Mutex::new(None),
             recovery: true.into(),
             commands: Arc::new(Semaphore::new(COMMANDS_MAX as usize)),
+            answers: Mutex::default(),
         }
     }
 
@@ -252,9 +269,20 @@ impl Seat {
         }
     }
 
-    /// Held by a command from its proposal to its ack.
-    pub async fn begin_command(&self) -> OwnedSemaphorePermit {
-        self.commands.clone().acquire_owned().await.expect("this semaphore is never closed")
+    /// To be taken by a command before it is proposed, in the order in which the client sent them.
+    pub async fn begin_command(&self) -> Turn {
+        let permit = self.commands.clone().acquire_owned().await.expect("this semaphore is never closed");
+        Turn { number: self.answers().begin(), permit }
+    }
+
+    /// Answers a command once all before it have been answered; for what is played that is at once.
+    pub fn answer(&self, turn: Turn, ack: Ack, body: Box<RawValue>) {
+        let mut answers = self.answers();
+        for Answer { ack, body, permit } in answers.put(turn.number, Answer { ack, body, permit: turn.permit }) {
+            // A seat that is gone has nobody to answer.
+            _ = self.ack(ack, body);
+            drop(permit);
+        }
     }
 
     /// Waits until every command of this seat was answered. No other begins while the guard lives.
@@ -301,6 +329,10 @@ impl Seat {
     /// The transport that it writes to, once it is known.
     pub fn transport(&self) -> Option<Transport> {
         self.carrier().clone()
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Answers<Answer>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Stage> {

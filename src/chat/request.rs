@@ -187,16 +187,14 @@ impl Worker {
 
     /// Hands a command to the log; it is answered when it is played.
     async fn propose(&self, command: Command, ack: Ack) {
-        let permit = self.seat.begin_command().await;
+        let turn = self.seat.begin_command().await;
         let (seat, room, store) = (self.seat.clone(), room_of(&command), self.chat.store.clone());
         let ticket = Ticket::new(move |outcome| {
             let answer = match outcome {
                 Ok(applied) => answer(&store, &seat.ns, room.as_ref(), applied),
                 Err(_) => event::refused(event::UNAVAILABLE),
             };
-            // A seat that is gone has nobody to answer.
-            _ = seat.ack(ack, answer);
-            drop(permit);
+            seat.answer(turn, ack, answer);
         });
         self.chat.store.propose(command, ticket);
     }
