@@ -120,6 +120,11 @@ impl Latency {
         Self(Arc::new(Mutex::new(histogram)))
     }
 
+    /// How many were recorded.
+    pub fn count(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     pub fn record(&self, latency: Duration) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(micros(latency));
     }

@@ -9,6 +9,7 @@ mod client;
 mod connect;
 mod fanout;
 mod figures;
+mod rolling_restart;
 mod rooms;
 mod servers;
 mod storm;
@@ -44,6 +45,8 @@ enum Kind {
     Rooms(rooms::Rooms),
     /// Cut all connections at once and come back at once
     Storm(storm::Storm),
+    /// Clients that come back again and again while node after node is restarted
+    RollingRestart(rolling_restart::RollingRestart),
 }
 
 /// What every kind needs to know.
@@ -76,6 +79,7 @@ impl Bench {
             Kind::Fanout(kind) => finish(kind.run().await?, &kind.common),
             Kind::Rooms(kind) => finish(kind.run().await?, &kind.common),
             Kind::Storm(kind) => finish(kind.run().await?, &kind.common),
+            Kind::RollingRestart(kind) => finish(kind.run().await?, &kind.common),
         }
     }
 }

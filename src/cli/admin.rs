@@ -16,7 +16,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// A change of the cluster's nodes may have to hand leadership over first.
 const CHANGED_WITHIN: Duration = Duration::from_secs(10);
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct AdminArgs {
     /// Admin addresses of one or more nodes; the first that answers is asked
     #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', default_value = "127.0.0.1:3100")]

@@ -12,6 +12,9 @@ mod serve;
 mod settings;
 mod status;
 
+pub use admin::AdminArgs;
+pub use rolling_restart::restart_all;
+
 use std::{fmt, io::Write, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};

@@ -21,6 +21,8 @@ use super::{
 
 /// A node fewer entries behind than this counts as caught up.
 const LAG_MAX: u64 = 100;
+/// How long a node may take to drain, and again to come back, unless it is said.
+const TIMEOUT_SECONDS: u64 = 90;
 const POLL_EVERY: Duration = Duration::from_millis(100);
 /// How long clients are waited for whose session is not live again when their node already is. A client that has gone for
 /// good never comes, so this ends by itself.
@@ -39,7 +41,7 @@ pub struct RollingRestart {
     #[arg(long, value_name = "CMD")]
     restart: Option<String>,
     /// Seconds that each node may take to drain, and again to come back
-    #[arg(long, value_name = "SECONDS", default_value_t = 90)]
+    #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT_SECONDS)]
     timeout: u64,
     /// Print the report as JSON
     #[arg(long)]
@@ -88,30 +90,20 @@ struct Summary {
 impl RollingRestart {
     pub async fn run(self) -> Result<(), Failure> {
         let Some(command) = self.restart else { return Err(Failure::Usage(HOW_TO_RESTART.into())) };
-        let run = Run {
-            admin: Admin::from(self.admin),
-            command,
-            within: Duration::from_secs(self.timeout),
-            quiet: self.json,
-        };
-        let mut left: Vec<String> = run.fit_cluster().await?.nodes.into_iter().map(|node| node.name).collect();
-        let mut steps = Vec::new();
-        while !left.is_empty() {
-            let cluster = run.fit_cluster().await?;
-            let next = next(&cluster, &left).ok_or_else(|| {
-                Failure::failed(format!(
-                    "stopped: {} left the cluster in the meantime; see moim status",
-                    left.join(", ")
-                ))
-            })?;
-            left.retain(|name| *name != next.name);
-            let step = run.step(&cluster, next).await?;
-            run.say(&line(&step.node, step.moved, step.recovered, step.gap, step.took_ms));
-            steps.push(step);
-        }
-        report(&steps, self.json);
+        let say: fn(&str) = if self.json { |_| {} } else { |text| println!("{text}") };
+        let run = Run { admin: Admin::from(self.admin), command, within: Duration::from_secs(self.timeout), say };
+        report(&run.all().await?, self.json);
         Ok(())
     }
+}
+
+/// Restarts node after node by `command`, as the command line does, and tells `say` how it goes.
+///
+/// # Errors
+/// `Unsafe` before anything was touched, `Failed` at the first doubt.
+pub async fn restart_all(admin: AdminArgs, command: String, say: fn(&str)) -> Result<(), Failure> {
+    let within = Duration::from_secs(TIMEOUT_SECONDS);
+    Run { admin: Admin::from(admin), command, within, say }.all().await.map(|_| ())
 }
 
 const HOW_TO_RESTART: &str = "\
@@ -130,14 +122,31 @@ struct Run {
     admin: Admin,
     command: String,
     within: Duration,
-    quiet: bool,
+    say: fn(&str),
 }
 
 impl Run {
     fn say(&self, text: &str) {
-        if !self.quiet {
-            println!("{text}");
+        (self.say)(text);
+    }
+
+    async fn all(&self) -> Result<Vec<Step>, Failure> {
+        let mut left: Vec<String> = self.fit_cluster().await?.nodes.into_iter().map(|node| node.name).collect();
+        let mut steps = Vec::new();
+        while !left.is_empty() {
+            let cluster = self.fit_cluster().await?;
+            let next = next(&cluster, &left).ok_or_else(|| {
+                Failure::failed(format!(
+                    "stopped: {} left the cluster in the meantime; see moim status",
+                    left.join(", ")
+                ))
+            })?;
+            left.retain(|name| *name != next.name);
+            let step = self.step(&cluster, next).await?;
+            self.say(&line(&step.node, step.moved, step.recovered, step.gap, step.took_ms));
+            steps.push(step);
         }
+        Ok(steps)
     }
 
     /// The cluster, if nothing speaks against taking one node out of it.
