@@ -9,7 +9,7 @@ import { eventually, within } from "./wait.mjs";
 const BIN = process.env.HAPROXY_BIN ?? "/usr/sbin/haproxy";
 
 // `redispatch 1`: a refused connection goes to another node at once instead of waiting for this one.
-const config = (mode, check, port, nodes, control) => `
+const config = ({ mode, check, alive: { path = "/readyz", status = 200 } }, port, nodes, control) => `
 global
   maxconn 8000
   stats socket ${control} mode 600
@@ -26,21 +26,21 @@ frontend clients
   bind 127.0.0.1:${port}
   default_backend nodes
 backend nodes
-  option httpchk GET /readyz
-  http-check expect status 200
+  option httpchk GET ${path}
+  http-check expect status ${status}
   default-server check ${check}
 ${nodes.map((node) => `  server ${node.name} 127.0.0.1:${node.client}`).join("\n")}
 `;
 
 export class Haproxy {
   /// `check`: how soon a node counts as gone. The default is for tests that stop nodes; on a busy machine it takes one out
-  /// that is only slow.
-  static async start(cluster, { mode = "http", check = "inter 200ms fall 1 rise 1" } = {}) {
+  /// that is only slow. `alive`: the path that is asked, and the status that is wanted.
+  static async start(cluster, { mode = "http", check = "inter 200ms fall 1 rise 1", alive = {} } = {}) {
     const haproxy = new Haproxy();
     const port = await freePort();
     haproxy.control = join(cluster.folder, "haproxy.sock");
     const file = join(cluster.folder, "haproxy.cfg");
-    writeFileSync(file, config(mode, check, port, cluster.nodes, haproxy.control));
+    writeFileSync(file, config({ mode, check, alive }, port, cluster.nodes, haproxy.control));
     haproxy.url = `http://127.0.0.1:${port}`;
     haproxy.child = spawnGuarded(BIN, ["-db", "-f", file], { logFile: join(cluster.folder, "haproxy.log") });
     await eventually("HAProxy sees every node", async () => (await haproxy.up()).length === cluster.nodes.length);
