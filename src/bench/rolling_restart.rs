@@ -85,8 +85,14 @@ impl RollingRestart {
     pub async fn run(&self) -> Result<Report, Failure> {
         let (run, gaps) = (Arc::new(Run::default()), Latency::new());
         let mut lives = JoinSet::new();
-        for (number, client) in self.common.connect(self.sockets).await?.into_iter().enumerate() {
+        // All are members before the first word: it is due to each of them.
+        let mut ready = Vec::new();
+        for (number, mut client) in self.common.connect(self.sockets).await?.into_iter().enumerate() {
             let life = self.life(run.clone(), number, gaps.clone());
+            client.request("join", &life.room_json()).await?;
+            ready.push((life, client));
+        }
+        for (life, client) in ready {
             lives.spawn(life.go(client));
         }
         sleep(AROUND).await;
@@ -157,17 +163,17 @@ impl Life {
         self.number / ROOM
     }
 
-    fn room_name(&self) -> String {
-        format!("bench-{}-{}", std::process::id(), self.room())
+    fn room_json(&self) -> String {
+        format!("\"bench-{}-{}\"", std::process::id(), self.room())
     }
 
     async fn go(mut self, mut client: Client) -> Self {
         let over = self.run.over.clone();
-        // A client that does not recover is in no room any more.
-        let mut joined = false;
+        // A client that a server does not recover is in no room any more.
+        let mut joined = true;
         loop {
             let connected = async {
-                if !joined && client.request("join", &format!("\"{}\"", self.room_name())).await.is_err() {
+                if !joined && client.request("join", &self.room_json()).await.is_err() {
                     return;
                 }
                 self.talk(&mut client).await;
@@ -177,6 +183,8 @@ impl Life {
             }
             self.away = Some(Instant::now());
             self.recovery = client.recovery(self.recovery.take().map(|last| last.offset));
+            // Its end of the connection too: the server waits for it.
+            drop(client);
             match over.run_until_cancelled(self.come_back()).await {
                 Some((back, recovered)) => (client, joined) = (back, recovered),
                 None => return self,
@@ -204,7 +212,7 @@ impl Life {
                 },
                 _ = timer.tick(), if !quiet.is_cancelled() => {
                     let message = self.run.last.fetch_add(1, Ordering::Relaxed);
-                    let payload = format!("{{\"room\":\"{}\",\"text\":\"{MARK}{message}{MARK}\"}}", self.room_name());
+                    let payload = format!("{{\"room\":{},\"text\":\"{MARK}{message}{MARK}\"}}", self.room_json());
                     match client.emit("message", &payload).await {
                         Ok(id) => _ = asked.insert(id, message),
                         Err(_) => return,
