@@ -124,12 +124,19 @@ impl Transport {
     /// Ends the transport in this very step, in a way after which a client reconnects: see the module. May be called
     /// again.
     pub fn cut(&self) {
-        let Some((sid, websocket)) = self.end() else { return };
+        let first = self.end();
+        // Also where another was first, who may not be that far yet: whoever returns from here relies on it that nothing goes
+        // out any more. (Two namespaces of one client whose CONNECTs fail at once, of which one then writes its 44.)
+        self.0.closed.cancel();
+        let (sid, websocket) = {
+            let state = self.lock();
+            (state.sid, state.websocket.clone())
+        };
         if let Some(websocket) = websocket {
             websocket.cut();
         }
         // Also for one that has just upgraded: socketioxide may not know yet.
-        if let Some(sid) = sid {
+        if let Some(sid) = sid.filter(|_| first) {
             (self.0.hangup)(sid);
         }
     }
@@ -278,14 +285,14 @@ impl Transport {
         self.end();
     }
 
-    /// The first to come gets what has to be closed.
-    fn end(&self) -> Option<(Option<Sid>, Option<Connection>)> {
-        let (sid, websocket) = {
+    /// True for the first to come.
+    fn end(&self) -> bool {
+        let sid = {
             let mut state = self.lock();
             if std::mem::replace(&mut state.ended, true) {
-                return None;
+                return false;
             }
-            (state.sid, state.websocket.clone())
+            state.sid
         };
         if let Some(registry) = self.0.registry.upgrade() {
             transports::lock(&registry).remove(self.0.id, sid);
@@ -293,7 +300,7 @@ impl Transport {
         self.0.outgoing.disarm();
         self.0.closed.cancel();
         self.0.outgoing.progress.notify_waiters();
-        Some((sid, websocket))
+        true
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -372,5 +379,34 @@ impl Opened {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.0.ended();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::client::stream::ClientStream;
+
+    #[tokio::test]
+    async fn nothing_goes_out_after_a_cut_that_was_not_the_first() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut stream = ClientStream::new(listener.accept().await.unwrap().0, None).unwrap();
+        let connection = stream.connection();
+        let transport = Transport::new(1, connection.peer(), Arc::new(|_| {}), Registry::new());
+        assert!(transport.upgraded(&connection, None));
+        // Somebody else has begun to end it, and has not come to the connection yet.
+        assert!(transport.end());
+        transport.cut();
+        stream.write_all(b"44").await.unwrap();
+        drop(stream);
+        let mut seen = Vec::new();
+        client.read_to_end(&mut seen).await.unwrap();
+        assert!(seen.is_empty(), "{seen:?}");
     }
 }
