@@ -352,6 +352,8 @@ pub enum Refusal {
     MidReused,
     /// That node holds the drain token.
     DrainHeld(NodeId),
+    /// Two clients take the session from each other: it stays with the one that has it.
+    Contested,
 }
 
 /// An entry of a room's history.

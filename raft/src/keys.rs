@@ -13,6 +13,7 @@
 //! | of user | ns, user | [`crate::state::NameSet`]: the sids of the user's sessions |
 //! | of node | node, incarnation, sid | generation |
 //! | lost | sid | generation |
+//! | taken | sid | when it was last taken over from a client that was still there |
 //! | members | ns, room, user | [`crate::state::Spans`] of a member |
 //! | joined | ns, user | [`crate::state::NameSet`]: the rooms that the user is a member of |
 //! | dropped | ns, user | end of the last span whose row is gone, while the user has a session |
@@ -45,6 +46,7 @@ pub enum Table {
     OfUser = 0x12,
     OfNode = 0x13,
     Lost = 0x14,
+    Taken = 0x15,
     Members = 0x20,
     Left = 0x21,
     Past = 0x22,
@@ -122,6 +124,10 @@ pub fn of_incarnation(node: NodeId, incarnation: Incarnation, sid: &Sid) -> KeyB
 
 pub fn lost(sid: &Sid) -> KeyBytes {
     Key::new(Table::Lost).text(sid.as_str()).done()
+}
+
+pub fn taken(sid: &Sid) -> KeyBytes {
+    Key::new(Table::Taken).text(sid.as_str()).done()
 }
 
 pub fn members_prefix(ns: &Namespace, room: &Room) -> KeyBytes {

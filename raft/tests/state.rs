@@ -396,6 +396,29 @@ fn resume_is_a_compare_and_set() {
 }
 
 #[test]
+fn a_session_that_two_clients_take_from_each_other_stays_with_the_one_that_has_it() {
+    let mut s = Script::new();
+    let read = s.open("a", "alice");
+    let mut take = |s: &mut Script, generation| s.resume(&at(&read, generation), "a", "alice");
+    for generation in 1..=3 {
+        s.at = 1 + generation % 2;
+        s.stamp += 1000;
+        assert!(matches!(take(&mut s, generation), Reply::Seated { .. }));
+    }
+    s.stamp += 7999;
+    assert_eq!(take(&mut s, 4), Reply::Refused(Refusal::Contested), "the fourth within ten seconds of the first");
+    assert!(s.state.is_attached(&s.state.session(&read.sid).unwrap()), "and it goes on where it is");
+    s.run(Command::Lost(vec![at(&read, 4)]));
+    assert!(matches!(take(&mut s, 4), Reply::Seated { generation: 5, .. }), "that it has nobody is no contest");
+    assert_eq!(take(&mut s, 5), Reply::Refused(Refusal::Contested));
+    s.stamp += 1;
+    assert!(matches!(take(&mut s, 5), Reply::Seated { generation: 6, .. }), "the first is long ago");
+    assert_eq!(take(&mut s, 6), Reply::Refused(Refusal::Contested), "the second is not");
+    s.run(Command::Close(at(&read, 6)));
+    assert!(s.state.pairs().all(|(key, _)| key[0] != 0x15), "nothing is left of it");
+}
+
+#[test]
 fn resume_needs_the_secret_the_namespace_and_the_user() {
     let mut s = Script::new();
     let alice = s.open("a", "alice");

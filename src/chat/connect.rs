@@ -230,6 +230,11 @@ impl Chat {
                 }
                 // Another connection of this client was faster: look again.
                 Reply::Refused(Refusal::Moved) => {}
+                Reply::Refused(Refusal::Contested) => {
+                    self.metrics.replay_refused("contested");
+                    tracing::info!(sid = %session.sid, "two clients take a session from each other: a fresh one");
+                    return Ok(None);
+                }
                 _ => return Ok(None),
             }
         }

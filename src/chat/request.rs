@@ -317,6 +317,7 @@ fn refused(refusal: Refusal) -> Refused {
         | Refusal::UnknownSession
         | Refusal::OtherUser
         | Refusal::TooManySessions
+        | Refusal::Contested
         | Refusal::DrainHeld(_) => event::SESSION_MOVED,
     }
 }

@@ -260,6 +260,7 @@ fn golden_state() {
         lost_at: Some(1_700_000_000_000),
     };
     body("state_session", vec![session]);
+    body("state_taken", vec![vec![1_700_000_000_000_u64, 1_700_000_003_000]]);
     let floor = Position(500);
     body(
         "state_room",

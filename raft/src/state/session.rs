@@ -36,6 +36,12 @@ pub struct Session {
 
 /// Exits that a session's record keeps; a client that had not heard what came before an older one is told to start anew.
 const EXITS_KEPT: usize = 16;
+/// How often a session may be taken over within [`TAKEOVERS_MS`] while it is attached; past it the newcomer has to open one of
+/// its own. Two clients with one secret (a duplicated tab) would otherwise take it from each other for ever.
+const TAKEOVERS_MAX: usize = 3;
+/// Milliseconds of the state's clock. Where that stands still, because a leader's was ahead, a takeover is refused that need
+/// not be, which costs a client its place and nobody a message.
+const TAKEOVERS_MS: Stamp = 10_000;
 
 impl Session {
     /// False when it had not entered.
@@ -133,6 +139,9 @@ impl State {
         if session.generation != read.generation {
             return Err(Refusal::Moved);
         }
+        if self.is_attached(&session) {
+            self.take_over(&session.sid)?;
+        }
         let gap = self.lost_since(&session).map(|lost_at| self.clock.saturating_sub(lost_at));
         effects.push(Effect::Unseated { holder: session.holder(), why: Unseated::Resumed });
         self.kv.delete(&keys::of_incarnation(session.node, session.incarnation, &session.sid));
@@ -145,6 +154,19 @@ impl State {
         self.put(keys::session(&session.sid), &session);
         self.arrive(ns, user, effects);
         Ok(self.seat(&session, gap, effects))
+    }
+
+    /// Notes a takeover, if there may be another one by now.
+    fn take_over(&mut self, sid: &Sid) -> Result<(), Refusal> {
+        let key = keys::taken(sid);
+        let mut taken: Vec<Stamp> = self.get(&key).unwrap_or_default();
+        taken.retain(|at| self.clock.saturating_sub(*at) < TAKEOVERS_MS);
+        if taken.len() >= TAKEOVERS_MAX {
+            return Err(Refusal::Contested);
+        }
+        taken.push(self.clock);
+        self.put(key, &taken);
+        Ok(())
     }
 
     fn seat(&self, session: &Session, gap_ms: Option<u64>, effects: &mut Vec<Effect>) -> Reply {
@@ -219,6 +241,7 @@ impl State {
         sids.remove(session.sid.as_str());
         self.put_or_delete(keys::of_user(&session.ns, &session.user), &sids);
         self.kv.delete(&keys::lost(&session.sid));
+        self.kv.delete(&keys::taken(&session.sid));
         self.kv.delete(&keys::pid(&session.pid));
         self.kv.delete(&keys::session(&session.sid));
     }

@@ -13,6 +13,7 @@ const TABLES: &[(u8, &str, &str)] = &[
     (0x12, "of user", "tt"),
     (0x13, "of node", "nnt"),
     (0x14, "lost", "t"),
+    (0x15, "taken", "t"),
     (0x20, "members", "ttt"),
     (0x21, "left", "ttt"),
     (0x22, "past", "ttn"),
