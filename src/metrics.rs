@@ -42,8 +42,8 @@ impl Cause {
     }
 }
 
-/// Why a replay was refused (`chat/connect.rs`, `moim_raft::state::replay`).
-const REFUSALS: [&str; 5] = ["foreign", "future", "trimmed", "too_long", "moved"];
+/// Why a client was not given its session again (`chat/connect.rs`, `moim_raft::state::replay`).
+const REFUSALS: [&str; 5] = ["foreign", "future", "trimmed", "too_long", "contested"];
 
 pub struct Metrics {
     registry: Registry,
@@ -103,7 +103,7 @@ impl Default for Metrics {
         let gap: HistogramVec = make.add(HistogramVec::new(gap.buckets(SECONDS.to_vec()), &["cause"]));
         let refused = Opts::new(
             "moim_replays_refused_total",
-            "Sessions begun anew, because what the client missed could not be replayed whole.",
+            "Sessions begun anew, because what the client missed could not be replayed whole, or others kept taking its own.",
         );
         let refused: IntCounterVec = make.add(IntCounterVec::new(refused, &["cause"]));
         // A label's value that has not been seen yet would be missing from the answer.
@@ -155,7 +155,7 @@ impl Metrics {
         self.replayed.inc_by(replayed as u64);
     }
 
-    /// `why` is one of the words of `moim_raft`'s replay, or of the offset's check.
+    /// `why` is one of [`REFUSALS`].
     pub fn replay_refused(&self, why: &str) {
         self.refused.with_label_values(&[why]).inc();
     }

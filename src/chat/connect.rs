@@ -41,6 +41,9 @@ const RESUME_TRIES: usize = 8;
 /// A longer `pid` was not made here.
 const PID_CHARS: usize = 32;
 
+/// The session has moved on: what it missed is the business of whoever has it now.
+const MOVED: &str = "moved";
+
 /// The final refusals of a CONNECT: the code is Socket.IO's error message.
 #[derive(Clone, Copy, Debug)]
 pub enum Final {
@@ -68,6 +71,7 @@ struct Client {
     guest: bool,
     /// The secret of an earlier session.
     pid: Option<String>,
+    /// What it says that it heard last.
     offset: Option<String>,
     /// False when the client switched recovery off.
     recovery: bool,
@@ -81,6 +85,15 @@ struct Attachment {
     replay: Vec<Played>,
     /// When and why a session that goes on lost its transport; `None` for a new one.
     resumed: Option<Away>,
+}
+
+/// What became of the session of which a client has the secret.
+enum Resumed {
+    Whole(Box<Attachment>),
+    /// It is this connection's, but what the client missed cannot be had any more: it shall end.
+    NotWhole(Holder),
+    /// There is none, or it is not for this client.
+    No,
 }
 
 /// What the middleware leaves for the handler.
@@ -175,16 +188,27 @@ impl Chat {
         let user = User::new(user).ok_or(Final::Unauthorized)?;
         let recovery = auth.get("csr") != Some(&Value::Bool(false));
         let pid = text("pid").filter(|pid| recovery && pid.len() == PID_CHARS);
-        Ok(Client { ns, user, guest, pid, offset: text("offset"), recovery, came: Instant::now() })
+        // What is no text was not given here either; that it has heard nothing is said by saying nothing.
+        let offset = auth.get("offset").filter(|offset| !offset.is_null());
+        let offset = offset.map(|offset| offset.as_str().unwrap_or_default().to_owned());
+        Ok(Client { ns, user, guest, pid, offset, recovery, came: Instant::now() })
     }
 
     async fn attach(&self, client: &Client, transport: &Transport) -> Result<Attachment, Passing> {
-        if let Some(pid) = &client.pid
-            && let Some(attachment) = self.resume(client, pid, transport).await?
-        {
-            return Ok(attachment);
+        let resumed = match &client.pid {
+            Some(pid) => self.resume(client, pid, transport).await?,
+            None => Resumed::No,
+        };
+        match resumed {
+            Resumed::Whole(attachment) => Ok(*attachment),
+            Resumed::No => self.open(client, transport).await,
+            Resumed::NotWhole(holder) => {
+                let opened = self.open(client, transport).await;
+                // Not before: a user whose last session ends would be offline for a moment.
+                self.end_session(holder);
+                opened
+            }
         }
-        self.open(client, transport).await
     }
 
     async fn open(&self, client: &Client, transport: &Transport) -> Result<Attachment, Passing> {
@@ -211,14 +235,13 @@ impl Chat {
         }
     }
 
-    /// `None` when there is no such session (any more): then a fresh one is opened.
-    async fn resume(&self, client: &Client, pid: &str, transport: &Transport) -> Result<Option<Attachment>, Passing> {
+    async fn resume(&self, client: &Client, pid: &str, transport: &Transport) -> Result<Resumed, Passing> {
         let hash = pid_hash(pid);
         for _ in 0..RESUME_TRIES {
             if transport.is_closed() {
                 return Err(Passing("it has gone"));
             }
-            let Some(session) = self.look_up(&hash, client).await? else { return Ok(None) };
+            let Some(session) = self.look_up(&hash, client).await? else { return Ok(Resumed::No) };
             // A guest has no name but the one that was made up for it.
             let user = if client.guest && session.guest { &session.user } else { &client.user }.clone();
             let command = Command::Resume { read: session.holder(), ns: client.ns.clone(), user, pid: hash };
@@ -226,16 +249,16 @@ impl Chat {
             match applied.reply {
                 Reply::Seated { generation, .. } => {
                     let holder = Holder { sid: session.sid.clone(), generation };
-                    return self.recover(client, pid, transport, holder, &session, &applied).await;
+                    return self.recover(client, pid, transport, holder, &session, &applied);
                 }
                 // Another connection of this client was faster: look again.
                 Reply::Refused(Refusal::Moved) => {}
                 Reply::Refused(Refusal::Contested) => {
                     self.metrics.replay_refused("contested");
                     tracing::info!(sid = %session.sid, "two clients take a session from each other: a fresh one");
-                    return Ok(None);
+                    return Ok(Resumed::No);
                 }
-                _ => return Ok(None),
+                _ => return Ok(Resumed::No),
             }
         }
         Err(Passing("others keep taking its session"))
@@ -252,8 +275,8 @@ impl Chat {
         Ok(find())
     }
 
-    /// The resumed session with all that it missed; when that cannot be had any more, none, and the session is closed.
-    async fn recover(
+    /// The resumed session with all that it missed.
+    fn recover(
         &self,
         client: &Client,
         pid: &str,
@@ -261,18 +284,18 @@ impl Chat {
         holder: Holder,
         before: &Session,
         applied: &Applied,
-    ) -> Result<Option<Attachment>, Passing> {
+    ) -> Result<Resumed, Passing> {
         let seat = self.seat(holder.clone(), client, transport)?;
         match self.missed(client, &holder, applied.position) {
             Ok(replay) => {
                 let resumed = Some(self.away(&seat, before, client.came));
-                Ok(Some(Attachment { seat, pid: pid.to_owned(), replay, resumed }))
+                Ok(Resumed::Whole(Box::new(Attachment { seat, pid: pid.to_owned(), replay, resumed })))
             }
+            Err(MOVED) => Err(Passing("another connection has taken its session")),
             Err(why) => {
                 self.metrics.replay_refused(why);
                 tracing::info!(sid = %holder.sid, why, "what the client missed cannot be replayed: a fresh session");
-                self.store.call(Command::Close(holder)).await.map_err(|_| Passing("no quorum"))?;
-                Ok(None)
+                Ok(Resumed::NotWhole(holder))
             }
         }
     }
@@ -286,7 +309,7 @@ impl Chat {
         let limit = self.settings.replay;
         let due = self.store.read(|state| {
             let session = state.session(&holder.sid).filter(|session| session.generation == holder.generation);
-            state.replay(&session.ok_or("moved")?, offset, seam, limit).map_err(|why| why.as_str())
+            state.replay(&session.ok_or(MOVED)?, offset, seam, limit).map_err(|why| why.as_str())
         })?;
         Ok(due.iter().map(|(room, entry)| self.encoder.played(room, entry)).collect())
     }

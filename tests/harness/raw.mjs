@@ -6,14 +6,18 @@ import { eventually, sleep } from "./wait.mjs";
 const TEXT = 1;
 const CLOSE = 8;
 
+function sized(length) {
+  if (length < 126) return Buffer.from([0x80 | length]);
+  const size = Buffer.alloc(length < 65_536 ? 3 : 9);
+  size[0] = 0x80 | (length < 65_536 ? 126 : 127);
+  size.writeUIntBE(length, size.length - (length < 65_536 ? 2 : 4), length < 65_536 ? 2 : 4);
+  return size;
+}
+
 function frame(text) {
   const payload = Buffer.from(text);
   const mask = randomBytes(4);
-  const head =
-    payload.length < 126
-      ? Buffer.from([0x80 | TEXT, 0x80 | payload.length])
-      : Buffer.from([0x80 | TEXT, 0x80 | 126, payload.length >> 8, payload.length & 0xff]);
-  return Buffer.concat([head, mask, payload.map((byte, i) => byte ^ mask[i % 4])]);
+  return Buffer.concat([Buffer.from([0x80 | TEXT]), sized(payload.length), mask, payload.map((byte, i) => byte ^ mask[i % 4])]);
 }
 
 /// One whole frame from the start of `buffer` as `{ opcode, payload, size }`, or null: more is to come.
