@@ -180,6 +180,7 @@ test("a connection that is lost in the middle of an upgrade loses nothing", { ti
       seen.push(`${way} ${place}: ${client.outages.length ? "came back" : "stayed"}, ${transport(client)}`);
     }
     t.diagnostic(seen.join("; "));
+    assert.ok(seen.filter((place) => place.includes("came back")).length >= 2, "not conclusive: nobody had to recover");
     assert.deepEqual(ledger.check({ demand: { acked: 30 * 2 * places.length } }), []);
   }));
 
@@ -357,6 +358,40 @@ test("requests for another node's session are passed on, once", { timeout: 120_0
       }
       for (const each of [client, relayed]) assert.ok(each.last.recovered);
       await cluster.ready(three);
+    });
+    await step("two posts at once end the session with 400, as with Socket.IO's own server; one after another are fine", async () => {
+      for (const by of [one, two]) {
+        const path = `/socket.io/?EIO=4&transport=polling`;
+        const { sid } = JSON.parse((await http(one.client, path)).text.slice(1));
+        const post = (length) => {
+          const socket = connect({ port: by.client, host: "127.0.0.1", noDelay: true });
+          socket.on("error", () => {});
+          socket.text = "";
+          socket.on("data", (data) => (socket.text += data));
+          cleanup(() => socket.destroy());
+          socket.write(`POST ${path}&sid=${sid} HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: ${length}\r\n\r\n`);
+          return socket;
+        };
+        const answer = (socket) => eventually("an answer", () => socket.text.match(/^HTTP\/1.1 (\d+)/)?.[1], { every: 2 });
+        const connecting = post(2);
+        connecting.write("40");
+        assert.equal(await answer(connecting), "200");
+        // Half of it, on the node that has the session: the relay passes on whole ones only.
+        const said = '420["rooms"]';
+        const half = post(said.length);
+        half.write(said.slice(0, 5));
+        await sleep(50);
+        const whole = post(said.length);
+        whole.write(said);
+        if (by !== one) {
+          assert.equal(await answer(whole), "200", "the half one is not there yet");
+          half.write(said.slice(5));
+          assert.equal(await answer(half), "200");
+          continue;
+        }
+        assert.equal(await answer(whole), "400");
+        assert.deepEqual((await http(one.client, `${path}&sid=${sid}`)).json, UNKNOWN);
+      }
     });
     await step("ids are no secret's neighbour", async () => {
       const client = await Client.ready(one.url, { user: unique("ids"), ...POLLING });

@@ -465,9 +465,8 @@ impl Run {
                     let exits = seat.exited.iter().filter(|exit| exit.2 > since).count();
                     let dropped = dropped || exits > EXITS_KEPT;
                     // Whether anything was said between an entry and an exit, nobody knows once it would be trimmed.
-                    let unknown = |(room, from, to): &(u64, u64, u64)| {
-                        *to > since && model.floor(*room) > since.max(*from)
-                    };
+                    let unknown =
+                        |(room, from, to): &(u64, u64, u64)| *to > since && model.floor(*room) > since.max(*from);
                     let unknown = seat.exited.iter().any(unknown);
                     assert!(trimmed || dropped || unknown, "{n} from {offset} was refused for nothing");
                 }

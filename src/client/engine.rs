@@ -102,6 +102,13 @@ where
         if found.is_none() && (!elsewhere || relayed.is_some()) {
             return UNKNOWN_SID.response();
         }
+        // Until it is answered.
+        let post =
+            found.as_ref().filter(|_| what == What::Post).map(|transport| transport.begin_post().ok_or(transport));
+        if let Some(Err(transport)) = post {
+            transport.cut();
+            return empty(StatusCode::BAD_REQUEST);
+        }
         let body = match what {
             What::Post => match poll::read(body, self.max_payload).await {
                 Ok(body) => body,

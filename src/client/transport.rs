@@ -7,7 +7,8 @@
 //! * After `cut` no packet goes out; a poll that waits, and every later request, is answered with "session unknown".
 //! * `closed` comes true for every way in which a transport can end, and stays true: its WebSocket has ended, a poll was
 //!   given up half way, socketioxide has let go of the session (no pong, no CONNECT in time), or it was cut.
-//! * One poll at a time. Packets that left socketioxide for a poll whose client is gone are a gap, so the transport is cut.
+//! * One poll and one post at a time, as with Socket.IO's own server: a second one ends the transport. Packets that left
+//!   socketioxide for a poll whose client is gone are a gap, so the transport is cut.
 
 use std::{
     net::SocketAddr,
@@ -56,6 +57,8 @@ struct State {
     websocket: Option<Connection>,
     /// A poll is being answered.
     polled: bool,
+    /// A post is being read or carried out.
+    posted: bool,
     /// A WebSocket is offered that the client has not chosen yet.
     offered: bool,
     ended: bool,
@@ -82,6 +85,7 @@ impl Transport {
                 sid: None,
                 websocket: None,
                 polled: false,
+                posted: false,
                 offered: false,
                 ended: false,
                 last_word: None,
@@ -266,6 +270,12 @@ impl Transport {
         self.lock().last_word
     }
 
+    /// Begins to read a post. `None` if there is one already: which of the two is to be heard first, nobody can say.
+    pub(super) fn begin_post(&self) -> Option<Post> {
+        let free = !std::mem::replace(&mut self.lock().posted, true);
+        free.then(|| Post(self.clone()))
+    }
+
     /// Comes true when a poll that waits shall end, because the transport is about to.
     pub(super) async fn is_closing(&self) {
         self.0.closing.cancelled().await;
@@ -347,6 +357,15 @@ impl Drop for Turn {
         if !self.done {
             self.transport.cut();
         }
+    }
+}
+
+/// A post, until it is answered or its client has gone.
+pub(super) struct Post(Transport);
+
+impl Drop for Post {
+    fn drop(&mut self) {
+        self.0.lock().posted = false;
     }
 }
 
