@@ -242,6 +242,11 @@ impl Chat {
                 return Err(Passing("it has gone"));
             }
             let Some(session) = self.look_up(&hash, client).await? else { return Ok(Resumed::No) };
+            // Only its goodbye can have made room for this CONNECT on the same transport: the end is still on its way.
+            let seat = self.seats.get(&session.holder());
+            if seat.and_then(|seat| seat.transport()).is_some_and(|of| of.same(transport)) {
+                return Ok(Resumed::No);
+            }
             // A guest has no name but the one that was made up for it.
             let user = if client.guest && session.guest { &session.user } else { &client.user }.clone();
             let command = Command::Resume { read: session.holder(), ns: client.ns.clone(), user, pid: hash };

@@ -19,7 +19,7 @@ use moim_raft::{
 use serde::de::DeserializeOwned;
 use serde_json::{json, value::RawValue};
 use socketioxide::{
-    handler::{FromMessageParts, MessageHandler, Value},
+    handler::{DisconnectHandler, FromMessageParts, MessageHandler, Value},
     socket::{DisconnectReason, Socket},
 };
 use tokio::sync::mpsc;
@@ -90,21 +90,42 @@ pub fn register(chat: &Chat, socket: &SocketRef, transport: &Transport, seat: Ar
     let worker = Worker { chat: chat.clone(), seat: seat.clone(), bytes: bytes.clone() };
     chat.tasks.spawn(worker.run(jobs));
     socket.on_fallback(Inbox { queue: queue.clone(), bytes, seat: seat.clone() });
-    let (chat, transport) = (chat.clone(), transport.clone());
-    socket.on_disconnect(move |reason: DisconnectReason| {
-        let (chat, transport, seat, queue) = (chat.clone(), transport.clone(), seat.clone(), queue.clone());
-        async move {
-            // Its own `disconnect()`, or a handler's: either is final.
-            let meant = matches!(reason, DisconnectReason::ClientNSDisconnect | DisconnectReason::ServerNSDisconnect);
-            if !meant {
-                // No pong, a packet that is none, …: of a session that polls, nobody else tells.
-                transport.cut();
-            }
-            if !meant || queue.try_send(Job::Close).is_err() {
+    socket.on_disconnect(Goodbye { chat: chat.clone(), transport: transport.clone(), seat, queue });
+}
+
+/// The handler of a socket's end. Where the end is meant it is no future: socketioxide takes the socket out of the namespace
+/// behind it, and without a word ignores a CONNECT that comes before that, which a stock client waits on for ever.
+struct Goodbye {
+    chat: Chat,
+    transport: Transport,
+    seat: Arc<Seat>,
+    queue: mpsc::Sender<Job>,
+}
+
+impl DisconnectHandler<PeerAdapter, Goodbye> for Goodbye {
+    fn call_with_defer(
+        &self,
+        socket: Arc<Socket<PeerAdapter>>,
+        reason: DisconnectReason,
+        remove: fn(Arc<Socket<PeerAdapter>>),
+    ) {
+        let (chat, seat) = (self.chat.clone(), self.seat.clone());
+        // Its own `disconnect()`, or a handler's: either is final, for this namespace alone.
+        if matches!(reason, DisconnectReason::ClientNSDisconnect | DisconnectReason::ServerNSDisconnect) {
+            seat.vacate();
+            if self.queue.try_send(Job::Close).is_err() {
                 chat.give_up(&seat);
             }
+            return remove(socket);
         }
-    });
+        let transport = self.transport.clone();
+        self.chat.tasks.spawn(async move {
+            // No pong, a packet that is none, …: of a session that polls, nobody else tells.
+            transport.cut();
+            chat.give_up(&seat);
+            remove(socket);
+        });
+    }
 }
 
 /// The task of one socket.
