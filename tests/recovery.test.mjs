@@ -95,9 +95,11 @@ test("a client recovers on each other node, however it lost the one before", { t
             clients.push({ client, to }, { client: quiet, to });
           }
           await say(ledger, sender, room, 0, 3);
+          for (const { client } of clients) client.door.target = NOWHERE;
           const exit = from[how]();
-          for (const { client, to } of clients) client.door.target = to.client;
+          await eventually("all are away", () => clients.every(({ client }) => client.outages.length === 1));
           await say(ledger, sender, room, 3, 8);
+          for (const { client, to } of clients) client.door.target = to.client;
           for (const { client, to } of clients) {
             const ready = await client.waitReady(2);
             assert.deepEqual([ready.node, ready.recovered, ready.sid], [to.name, true, client.readies[0].sid]);

@@ -3,6 +3,7 @@ import test from "node:test";
 import assert from "node:assert/strict";
 import { Client, unique } from "./harness/client.mjs";
 import { withCluster } from "./harness/cluster.mjs";
+import { http } from "./harness/http.mjs";
 import { Ledger } from "./harness/ledger.mjs";
 import { publish } from "./harness/load.mjs";
 import { Proxy } from "./harness/proxy.mjs";
@@ -79,7 +80,7 @@ test("one session, two connections", { timeout: 120_000 }, withCluster({}, async
       // Lost before, or still held.
       if (i % 4 < 2) born.destroy();
       const answers = rivals.map(async (raw, n) => {
-        if (n) await sleep(Math.random() * (i % 5) * 3);
+        if (n === (i >> 2) % 2) await sleep(Math.random() * (i % 5) * 3);
         raw.send(`40${JSON.stringify({ user, pid })}`);
         await eventually("answered or closed", () => raw.closed || raw.packets.some((packet) => packet.startsWith("40{")), { every: 1 });
       });
@@ -144,5 +145,8 @@ test("one session, two connections", { timeout: 120_000 }, withCluster({}, async
         client.close();
       }
     }
+    const texts = await Promise.all(cluster.nodes.map(async (node) => (await http(node.admin, "/metrics")).text));
+    const counts = texts.map((text) => Number(/_refused_total\{cause="contested"\} (\d+)/.exec(text)[1]));
+    assert.equal(counts.reduce((a, b) => a + b), 2, "and it is counted");
   });
 }));
