@@ -399,7 +399,7 @@ fn resume_is_a_compare_and_set() {
 fn a_session_that_two_clients_take_from_each_other_stays_with_the_one_that_has_it() {
     let mut s = Script::new();
     let read = s.open("a", "alice");
-    let mut take = |s: &mut Script, generation| s.resume(&at(&read, generation), "a", "alice");
+    let take = |s: &mut Script, generation| s.resume(&at(&read, generation), "a", "alice");
     for generation in 1..=3 {
         s.at = 1 + generation % 2;
         s.stamp += 1000;
