@@ -155,7 +155,7 @@ impl Metrics {
         self.replayed.inc_by(replayed as u64);
     }
 
-    /// `why` is one of [`REFUSALS`].
+    /// `why` is one of `REFUSALS`.
     pub fn replay_refused(&self, why: &str) {
         self.refused.with_label_values(&[why]).inc();
     }
