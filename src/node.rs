@@ -17,7 +17,10 @@ use moim_raft::{
     command::{Command, Limits, NodeInfo},
     state::replay::ReplayLimit,
 };
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::mpsc,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -38,6 +41,9 @@ use crate::{
     web,
 };
 
+/// Connections that may wait to be accepted. When a node goes, its clients come to the others all at once, and one for which
+/// there is no room tries again after a second. The system may allow fewer (`net.core.somaxconn`, 4096).
+const BACKLOG: u32 = 4096;
 /// How long a seat waits for its socket.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at seats, clocks and the drain token.
@@ -78,9 +84,9 @@ pub async fn run(
     handlers: Handlers,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<ExitReason> {
-    let client_port = bind("client", config.client).await?;
-    let admin_port = bind("admin", config.admin).await?;
-    let peer_port = bind("peer", config.peer).await?;
+    let client_port = bind("client", config.client)?;
+    let admin_port = bind("admin", config.admin)?;
+    let peer_port = bind("peer", config.peer)?;
     let (store, Feeds { plays, bus, tunnels }) = Store::open(store_config(&config)?, peer_port).await?;
     let node = Arc::new(Node::new(config, handlers, store));
     let stop = CancellationToken::new();
@@ -309,10 +315,16 @@ fn others(chat: &Chat) -> relay::Others {
     }
 }
 
-async fn bind(flag: &str, addr: std::net::SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(addr)
-        .await
-        .map_err(|e| Error::refused(format!("--{flag} {addr}: {e}; stop what listens there or choose another")))
+fn bind(flag: &str, addr: std::net::SocketAddr) -> Result<TcpListener> {
+    listen(addr).map_err(|e| Error::refused(format!("--{flag} {addr}: {e}; stop what listens there or choose another")))
+}
+
+/// `TcpListener::bind`, but for the length of the queue: its own is 128.
+fn listen(addr: std::net::SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 fn store_config(config: &Config) -> Result<moim_raft::Config> {
