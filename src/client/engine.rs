@@ -91,8 +91,13 @@ where
         let Some(connection) = parts.extensions.get::<Connection>().cloned() else { return BAD_REQUEST.response() };
         let (id, node, sid, what) = match parse(&parts) {
             Err(refusal) => return refusal.response(),
-            Ok(Ask::Open { websocket: true }) => return self.open_websocket(parts, &connection).await,
-            Ok(Ask::Open { websocket: false }) => return self.open_polling(parts, &connection).await,
+            Ok(Ask::Open { websocket }) => {
+                own(&mut parts);
+                return match websocket {
+                    true => self.open_websocket(parts, &connection).await,
+                    false => self.open_polling(parts, &connection).await,
+                };
+            }
             Ok(Ask::Of { id, node, sid, what }) => (id.to_owned(), node, sid, what),
         };
         let relayed = parts.extensions.get::<Relayed>().copied();
@@ -247,6 +252,19 @@ where
     }
 }
 
+/// Makes what a request says its own. As hyper hands it over, each header and the address are slices of the connection's read
+/// buffer of 8 KiB, and socketioxide keeps the request that opened a session for as long as the session.
+fn own(parts: &mut Parts) {
+    for value in parts.headers.values_mut() {
+        // What was a header's value is one.
+        let Ok(copy) = HeaderValue::from_bytes(value.as_bytes()) else { continue };
+        *value = copy;
+    }
+    if let Ok(copy) = Uri::try_from(parts.uri.to_string()) {
+        parts.uri = copy;
+    }
+}
+
 /// What socketioxide is asked, in its own words.
 fn address(what: What, sid: Sid) -> Uri {
     let transport = if what == What::Upgrade { "websocket" } else { "polling" };
@@ -299,5 +317,25 @@ where
             return self.pages.call(request).boxed();
         }
         self.clone().answer(request).map(Ok).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_is_kept_does_not_hold_the_buffer_that_it_came_in() {
+        let buffer = Bytes::from(b"/socket.io/?EIO=4&transport=websocket user-agent: moim".repeat(100));
+        let (uri, value) = (buffer.slice(..37), buffer.slice(50..54));
+        let mut request = Request::new(());
+        *request.uri_mut() = Uri::from_maybe_shared(uri).unwrap();
+        request.headers_mut().insert("x-name", HeaderValue::from_maybe_shared(value).unwrap());
+        let (mut parts, ()) = request.into_parts();
+        assert!(!buffer.is_unique());
+        own(&mut parts);
+        assert!(buffer.is_unique());
+        assert_eq!(parts.uri, "/socket.io/?EIO=4&transport=websocket");
+        assert_eq!(parts.headers["x-name"], "moim");
     }
 }

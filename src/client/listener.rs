@@ -187,6 +187,8 @@ async fn connection<S>(
         .max_buf_size(limits.header_bytes.max(8 * 1024))
         .serve_connection(TokioIo::new(stream), answer)
         .with_upgrades();
+    // Boxed: a WebSocket is done with it after its first request, and would keep the room for it as long as it lives.
+    let http = Box::pin(http);
     let whole = async {
         // An error is the client's doing: it has gone, or did not speak HTTP in time.
         if let Err(error) = http.await {

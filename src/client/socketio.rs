@@ -23,6 +23,10 @@ pub const PATH: &str = "/socket.io";
 /// socket is poisoned all the same.
 pub const PACKETS: usize = 32_768;
 
+/// What is read from a WebSocket at once, in bytes; each one holds a buffer of this size while it lives. Larger frames are
+/// read in several steps.
+const READ_BYTES: usize = 1024;
+
 /// Binary attachments of one incoming packet. Past it the connection is closed.
 pub const ATTACHMENTS: usize = 16;
 
@@ -72,6 +76,7 @@ pub fn service(
         .max_payload(POLL_BYTES)
         .ws_max_message_size(settings.max_payload)
         .ws_max_frame_size(settings.max_payload)
+        .ws_read_buffer_size(READ_BYTES)
         .ping_interval(settings.ping_interval)
         .ping_timeout(settings.ping_timeout)
         .connect_timeout(settings.connect_timeout)
