@@ -14,7 +14,10 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
 };
 
@@ -47,6 +50,8 @@ struct Record {
     released: Notify,
     closing: CancellationToken,
     closed: CancellationToken,
+    /// Set just before `closed`. It is asked for each packet, and the token would take a lock each time.
+    is_closed: AtomicBool,
     registry: Registry,
 }
 
@@ -94,6 +99,7 @@ impl Transport {
             released: Notify::new(),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
+            is_closed: AtomicBool::new(false),
             registry,
         }))
     }
@@ -193,7 +199,7 @@ impl Transport {
     }
 
     pub fn is_closed(&self) -> bool {
-        self.0.closed.is_cancelled()
+        self.0.is_closed.load(Acquire)
     }
 
     /// Whether both handles are of one transport.
@@ -308,6 +314,7 @@ impl Transport {
             transports::lock(&registry).remove(self.0.id, sid);
         }
         self.0.outgoing.disarm();
+        self.0.is_closed.store(true, Release);
         self.0.closed.cancel();
         self.0.outgoing.progress.notify_waiters();
         true
