@@ -173,7 +173,7 @@ impl Kv {
     pub fn put_new(&mut self, key: KeyBytes, value: Vec<u8>) {
         debug_assert!(!self.has(&key), "the hash would count it twice");
         self.sum.add(&key, &value);
-        self.change(key, Some(value));
+        self.overlay.set(key, Some(value));
     }
 
     fn change(&mut self, key: KeyBytes, value: Option<Vec<u8>>) {

@@ -1,8 +1,9 @@
-//! Rows that were read from the base lately, and keys under which it has none.
+//! Rows that were read from the base lately.
 //!
 //! Every command reads the same few rows again and again (its session above all), and a search in sled costs ten times a search
 //! in memory. What always holds: an entry is what the base has under that key; whatever changes the key forgets the
-//! entry before a checkpoint can change the base.
+//! entry before a checkpoint can change the base. That the base has nothing is not kept: such questions (was this user ever in
+//! that room?) are rarely asked twice, and a new key then has nothing to forget.
 
 use std::collections::HashMap;
 
@@ -15,22 +16,22 @@ const ENTRIES_MAX: usize = 65_536;
 const VALUE_BYTES_MAX: usize = 256;
 
 #[derive(Debug, Default)]
-pub struct Cache(HashMap<KeyBytes, Option<Stored>>);
+pub struct Cache(HashMap<KeyBytes, Stored>);
 
 impl Cache {
     /// What the base has under the key, by way of `read` if it is not known here.
     pub fn get(&mut self, key: &[u8], read: impl FnOnce() -> Option<Stored>) -> Option<Stored> {
         if let Some(known) = self.0.get(key) {
-            return known.clone();
+            return Some(known.clone());
         }
-        let value = read();
-        if value.as_ref().is_none_or(|value| value.len() <= VALUE_BYTES_MAX) {
+        let value = read()?;
+        if value.len() <= VALUE_BYTES_MAX {
             if self.0.len() >= ENTRIES_MAX {
                 self.0.clear();
             }
             self.0.insert(key.into(), value.clone());
         }
-        value
+        Some(value)
     }
 
     pub fn forget(&mut self, key: &[u8]) {
