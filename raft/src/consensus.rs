@@ -188,11 +188,14 @@ fn to_tokio(at: InstantOf<TypeConfig>) -> Instant {
 pub(crate) struct Leaders(WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>);
 
 impl Leaders {
+    pub fn now(&self) -> Option<NodeId> {
+        self.0.borrow_watched().current_leader
+    }
+
     /// Waits until the leader is such. Never comes back once Raft has ended.
     pub async fn wait_for(&mut self, wanted: impl Fn(&Option<NodeId>) -> bool) {
         loop {
-            let leader = self.0.borrow_watched().current_leader;
-            if wanted(&leader) {
+            if wanted(&self.now()) {
                 return;
             }
             if self.0.changed().await.is_err() {

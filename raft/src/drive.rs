@@ -109,8 +109,10 @@ impl Driver {
     async fn deliver(&self, batch: &Batch) -> Result<Landed> {
         let landed = || self.landed(batch);
         loop {
-            let leader = self.consensus.leader();
             let mut leaders = self.consensus.leaders();
+            // Also one that is no member any more: nobody knows its address, but it is still the one whose end is waited for.
+            let leads = leaders.now();
+            let leader = self.consensus.leader();
             tokio::select! {
                 biased;
                 last = landed() => return last,
@@ -126,7 +128,7 @@ impl Driver {
                     }
                 },
                 // A call that waits for a leader that is gone must not outwait the election.
-                () = leaders.wait_for(|now| *now != leader.as_ref().map(|(id, _)| *id)) => {}
+                () = leaders.wait_for(|now| *now != leads) => {}
             }
         }
     }
