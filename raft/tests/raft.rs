@@ -52,8 +52,9 @@ async fn start(temp: &TempDir, name: &str) -> Node {
     let local = Arc::new(Local::new(identity, peer.clone(), Secret::new("secret")));
     let config = Config {
         heartbeat_interval: 50,
-        election_timeout_min: 200,
-        election_timeout_max: 400,
+        // A busy machine must not pass for a dead leader.
+        election_timeout_min: 1000,
+        election_timeout_max: 2000,
         enable_pre_vote: Some(true),
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: 0,
@@ -107,11 +108,11 @@ async fn three_rafts_elect_replicate_hand_over_and_bring_a_fourth_up_by_snapshot
     until("all applied", || nodes.iter().all(|node| node.payloads() == payloads)).await;
     assert!(nodes[1..].iter().all(|node| node.heard.last().unwrap().elapsed() < Duration::from_secs(1)));
 
-    // Handing over is a matter of milliseconds; an election would take the lease and a time-out, 400 ms at the least.
+    // Handing over is a matter of milliseconds; an election would take the lease and a time-out, two seconds at the least.
     let begun = Instant::now();
     nodes[0].raft.trigger().transfer_leader(nodes[1].id).await.unwrap();
     until("b leads", || nodes[1].leader() == Some(nodes[1].id)).await;
-    assert!(begun.elapsed() < Duration::from_millis(350), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
 
     // The log is purged, so a new node can come up by snapshot only.
     nodes[1].write(Bytes::from_static(b"after")).await;
