@@ -89,12 +89,12 @@ test("the stock client's retries, through every change of nodes: one ack, one me
       assert.deepEqual(own, [...own.keys()], "in the order in which they were sent");
     }
     const again = [...acked].filter(([mid, { client }]) => sends(client, mid) > 1).length;
+    // How many depends on the moment of each change; the next test makes sure of it.
     t.diagnostic(`${acked.size} messages, ${again} sent more than once`);
-    assert.ok(again >= 1, "not conclusive: nothing was sent twice");
     for (const client of senders) assert.deepEqual(client.finals, []);
   }));
 
-/// A door that passes what its client says and, once `deaf`, nothing of what it is told.
+/// A door that passes what its client says and, once `deaf`, nothing of what it is told; with `soon`, from behind `ready` on.
 async function deafDoor(target, cleanup) {
   const door = { target, deaf: false, pairs: new Set() };
   const server = createServer((client) => {
@@ -103,7 +103,11 @@ async function deafDoor(target, cleanup) {
     door.pairs.add(pair);
     client.setNoDelay(true);
     client.on("data", (chunk) => node.write(chunk));
-    node.on("data", (chunk) => door.deaf || client.write(chunk));
+    node.on("data", (chunk) => {
+      if (door.deaf) return;
+      client.write(chunk);
+      door.deaf = door.soon && chunk.includes('"ready"');
+    });
     for (const each of pair) each.on("error", () => {}).on("close", () => { client.destroy(); node.destroy(); door.pairs.delete(pair); });
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
@@ -134,14 +138,15 @@ test("an ack that is lost comes again, the same: on each node in turn", { timeou
     const [first] = await watcher.next("message", (message) => message.mid === mid);
     // The other nodes hear it again, and their acks are lost too; the third is drained meanwhile.
     for (const [n, node] of [two, three].entries()) {
+      door.soon = true;
       door.moveTo(node.client);
       await client.waitReady(2 + n);
       await eventually("sent again", () => sends(client, mid) === 2 + n, { every: 1 });
-      door.deaf = true;
       if (n === 0) await sleep(200);
     }
     const exit = three.term();
     await sleep(200);
+    door.soon = false;
     door.moveTo(one.client);
     const ack = await answered;
     await exit;
