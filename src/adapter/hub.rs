@@ -181,7 +181,7 @@ impl Hub {
         self.namespaces().remove(ns);
     }
 
-    pub(crate) fn adapter(&self, ns: &str) -> Option<Arc<PeerAdapter>> {
+    fn adapter(&self, ns: &str) -> Option<Arc<PeerAdapter>> {
         self.namespaces().get(ns)?.upgrade()
     }
 

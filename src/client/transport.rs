@@ -14,10 +14,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{
-            AtomicBool,
-            Ordering::{Acquire, Relaxed, Release},
-        },
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
 
@@ -50,8 +47,6 @@ struct Record {
     released: Notify,
     closing: CancellationToken,
     closed: CancellationToken,
-    /// Set just before `closed`. It is asked for each packet, and the token would take a lock each time.
-    is_closed: AtomicBool,
     registry: Registry,
 }
 
@@ -99,7 +94,6 @@ impl Transport {
             released: Notify::new(),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
-            is_closed: AtomicBool::new(false),
             registry,
         }))
     }
@@ -199,7 +193,7 @@ impl Transport {
     }
 
     pub fn is_closed(&self) -> bool {
-        self.0.is_closed.load(Acquire)
+        self.0.closed.is_cancelled()
     }
 
     /// Whether both handles are of one transport.
@@ -314,7 +308,6 @@ impl Transport {
             transports::lock(&registry).remove(self.0.id, sid);
         }
         self.0.outgoing.disarm();
-        self.0.is_closed.store(true, Release);
         self.0.closed.cancel();
         self.0.outgoing.progress.notify_waiters();
         true
