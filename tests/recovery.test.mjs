@@ -115,7 +115,8 @@ test("a client recovers on each other node, however it lost the one before", { t
       });
     }
 
-    await step("three losses in a row, in the middle of what is replayed", async () => {
+    // A release build replays all of it in one go, and then there is no middle.
+    if (process.env.MOIM_TEST_DEBUG_BUILD) await step("three losses in a row, in the middle of what is replayed", async () => {
       for (const transports of Object.values(TRANSPORTS)) {
         const ledger = new Ledger();
         const room = unique("room");

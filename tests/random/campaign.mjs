@@ -6,12 +6,12 @@ import test from "node:test";
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { withCluster } from "./harness/cluster.mjs";
-import { rng } from "./harness/rng.mjs";
-import { eventually, sleep } from "./harness/wait.mjs";
-import { Crowd } from "./random/crowd.mjs";
-import { Faults } from "./random/faults.mjs";
-import { verdict } from "./random/verdict.mjs";
+import { withCluster } from "../harness/cluster.mjs";
+import { rng } from "../harness/rng.mjs";
+import { eventually, sleep } from "../harness/wait.mjs";
+import { Crowd } from "./crowd.mjs";
+import { Faults } from "./faults.mjs";
+import { verdict } from "./verdict.mjs";
 
 const SECONDS = Number(process.env.MOIM_SECONDS ?? 40);
 const SEED = Number(process.env.MOIM_SEED ?? Math.floor(Math.random() * 1e6));
