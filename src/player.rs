@@ -8,8 +8,11 @@
 //! - The seats are in exactly the rooms that the state had at the *played* position: rooms come from the effects, never
 //!   from the state, which is ahead.
 //! - The ack of a command is written when the player comes to it, so acks and events of one socket have one order.
-//! - The player never waits: a seat that cannot take a packet is let go.
+//! - A seat that cannot take a packet is let go. Nobody waits for a client that does not read; for writers that had no
+//!   turn yet the player waits as [`pace`] says.
 //! - When the node's incarnation is over, or its state jumped, every seat is let go.
+
+mod pace;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -25,11 +28,12 @@ use moim_raft::{
 use prometheus::IntCounter;
 use tokio::sync::mpsc;
 
+use self::pace::Pace;
 use crate::{
     chat::event::{self, Encoder},
     client::{Encoded, Transport},
     report::Report,
-    seat::{Bounds, Played, Seat},
+    seat::{Bounds, Fill, Gone, Seat},
 };
 
 /// The seats of this node, and which of them are in which room.
@@ -121,20 +125,22 @@ impl Seats {
         }
     }
 
-    fn play(&self, position: Position, effect: Effect) {
+    /// The seats whose queues this made half full.
+    fn play(&self, position: Position, effect: Effect) -> Vec<Arc<Seat>> {
         match effect {
+            Effect::Entry { ns, room, entry } => return self.entry(&ns, &room, &entry),
+            Effect::Presence { ns, user, rooms, online } => {
+                return rooms.iter().flat_map(|room| self.presence(&ns, room, &user, online)).collect();
+            }
             Effect::Seated(attached) if attached.node == self.node => self.seat(position, attached),
             Effect::Seated(_) => {}
             Effect::Unseated { holder, why } => self.unseat(&holder, why),
             Effect::Member { ns, user, room, joined } => self.member(&ns, &user, &room, joined),
             Effect::Entered { sid, ns, room, entered } => self.entered(&sid, &ns, &room, entered),
-            Effect::Entry { ns, room, entry } => self.entry(&ns, &room, &entry),
-            Effect::Presence { ns, user, rooms, online } => {
-                rooms.iter().for_each(|room| self.presence(&ns, room, &user, online));
-            }
             // Another node's end concerns nobody here; this node's own is the player's business.
             Effect::Down { .. } => {}
         }
+        Vec::new()
     }
 
     fn seat(&self, seam: Position, attached: Attached) {
@@ -195,28 +201,31 @@ impl Seats {
         tables.settle(sid, ns, room);
     }
 
-    fn entry(&self, ns: &Namespace, room: &Room, entry: &RoomEntry) {
-        let seats = self.in_room(ns, room);
-        if seats.is_empty() {
-            return;
-        }
+    fn entry(&self, ns: &Namespace, room: &Room, entry: &RoomEntry) -> Vec<Arc<Seat>> {
         // Encoded once for all of them.
-        let played: Played = self.encoder.played(room, entry);
-        for seat in seats {
-            // A seat that cannot take it has let itself go; the reaper reports its loss.
-            _ = seat.event(&played);
-        }
+        self.write(ns, room, || self.encoder.played(room, entry), Seat::event)
     }
 
-    fn presence(&self, ns: &Namespace, room: &Room, user: &User, online: bool) {
-        let seats = self.in_room(ns, room);
+    fn presence(&self, ns: &Namespace, room: &Room, user: &User, online: bool) -> Vec<Arc<Seat>> {
+        self.write(ns, room, || event::presence(room, user, online), Seat::live)
+    }
+
+    /// Writes one packet to everybody in a room.
+    fn write<P>(
+        &self,
+        ns: &Namespace,
+        room: &Room,
+        packet: impl FnOnce() -> P,
+        write: impl Fn(&Seat, &P) -> Result<Fill, Gone>,
+    ) -> Vec<Arc<Seat>> {
+        let mut seats = self.in_room(ns, room);
         if seats.is_empty() {
-            return;
+            return seats;
         }
-        let event = event::presence(room, user, online);
-        for seat in seats {
-            _ = seat.live(&event);
-        }
+        let packet = packet();
+        // A seat that cannot take it has let itself go; the reaper reports its loss.
+        seats.retain(|seat| write(seat, &packet) == Ok(Fill::HalfFull));
+        seats
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
@@ -290,11 +299,13 @@ impl Tables {
 
 /// Works the feed off until the store closes it.
 pub async fn play(mut feed: mpsc::Receiver<Play>, seats: Arc<Seats>, report: Arc<Report>) {
+    let mut pace = Pace::new();
     while let Some(play) = feed.recv().await {
         match play {
             Play::Commands(commands) => {
                 for (applied, ticket) in commands {
-                    play_one(&seats, &report, applied, ticket);
+                    let half_full = play_one(&seats, &report, applied, ticket);
+                    pace.ease(&half_full).await;
                 }
             }
             Play::Installed => {
@@ -305,7 +316,9 @@ pub async fn play(mut feed: mpsc::Receiver<Play>, seats: Arc<Seats>, report: Arc
     }
 }
 
-fn play_one(seats: &Seats, report: &Report, mut applied: Applied, ticket: Ticket) {
+/// The seats whose queues this made half full.
+fn play_one(seats: &Seats, report: &Report, mut applied: Applied, ticket: Ticket) -> Vec<Arc<Seat>> {
+    let mut half_full = Vec::new();
     for effect in std::mem::take(&mut applied.effects) {
         report.note(&applied, &effect);
         if let Effect::Down { node, incarnation } = &effect
@@ -314,7 +327,8 @@ fn play_one(seats: &Seats, report: &Report, mut applied: Applied, ticket: Ticket
             tracing::warn!(incarnation, "this node's incarnation is over: letting its clients go, they recover");
             seats.let_all_go();
         }
-        seats.play(applied.position, effect);
+        half_full.append(&mut seats.play(applied.position, effect));
     }
     ticket.answer(Ok(&applied));
+    half_full
 }

@@ -99,6 +99,14 @@ pub struct Bounds {
     pub slow: IntCounter,
 }
 
+/// What a packet did to the queue of its socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    Unchanged,
+    /// With this one, more than half of what may wait does.
+    HalfFull,
+}
+
 /// A seat was let go; its transport is cut or will be.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Gone;
@@ -134,17 +142,17 @@ impl Seat {
     }
 
     /// Writes an event of the log.
-    pub fn event(&self, event: &Played) -> Result<(), Gone> {
+    pub fn event(&self, event: &Played) -> Result<Fill, Gone> {
         self.write(Packet::Event(event.clone()))
     }
 
     /// Writes what is played but is no entry of the log: it is in its order, and not replayed.
-    pub fn live(&self, event: &Encoded) -> Result<(), Gone> {
+    pub fn live(&self, event: &Encoded) -> Result<Fill, Gone> {
         self.write(Packet::Live(event.clone()))
     }
 
     /// Writes the answer to a request.
-    pub fn ack(&self, ack: Ack, answer: Box<RawValue>) -> Result<(), Gone> {
+    pub fn ack(&self, ack: Ack, answer: Box<RawValue>) -> Result<Fill, Gone> {
         self.write(Packet::Ack(ack, answer))
     }
 
@@ -155,16 +163,21 @@ impl Seat {
         }
     }
 
-    fn write(&self, packet: Packet) -> Result<(), Gone> {
+    fn write(&self, packet: Packet) -> Result<Fill, Gone> {
         let mut stage = self.lock();
         let written = match &mut *stage {
             Stage::Gone => return Err(Gone),
-            Stage::Live(outlet) => self.pass(outlet, packet),
+            Stage::Live(outlet) => {
+                let above = || outlet.transport().queued_bytes() > self.half();
+                let was_above = above();
+                let fill = || if above() && !was_above { Fill::HalfFull } else { Fill::Unchanged };
+                self.pass(outlet, packet).map(|()| fill())
+            }
             Stage::Waiting { queue, bytes, .. } => {
                 *bytes += self.size(&packet);
                 queue.push_back(packet);
                 let fits = *bytes <= self.bounds.queue_bytes_max && queue.len() <= WAITING_MAX;
-                fits.then_some(())
+                fits.then_some(Fill::Unchanged)
                     .ok_or_else(|| self.too_slow("what was said since it came back is more than may wait"))
             }
         };
@@ -230,22 +243,33 @@ impl Seat {
         self.go_live(outlet).await
     }
 
+    /// Waits until at most half of the bound is taken, or the seat's transport has ended.
+    pub async fn eased(&self) {
+        let transport = match &*self.lock() {
+            Stage::Live(outlet) => outlet.transport().clone(),
+            _ => return,
+        };
+        transport.drained(self.half()).await;
+    }
+
+    fn half(&self) -> usize {
+        self.bounds.queue_bytes_max / 2
+    }
+
     /// Waits until the stream has sent so much that half of the bound is free again.
     async fn pace(&self, outlet: &Outlet) {
-        let half = self.bounds.queue_bytes_max / 2;
-        if outlet.transport().queued_bytes() > half {
-            outlet.transport().drained(half).await;
+        if outlet.transport().queued_bytes() > self.half() {
+            outlet.transport().drained(self.half()).await;
         }
     }
 
     /// Moves what has come meanwhile to the socket, in steps that leave the player a turn; the last one makes it live.
     async fn go_live(&self, outlet: Outlet) -> Result<(), Gone> {
-        let half = self.bounds.queue_bytes_max / 2;
         loop {
             {
                 let mut stage = self.lock();
                 let Stage::Waiting { queue, bytes, .. } = &mut *stage else { return Err(Gone) };
-                while outlet.transport().queued_bytes() <= half {
+                while outlet.transport().queued_bytes() <= self.half() {
                     let Some(packet) = queue.pop_front() else { break };
                     *bytes -= self.size(&packet).min(*bytes);
                     if self.pass(&outlet, packet).is_err() {

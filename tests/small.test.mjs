@@ -182,7 +182,7 @@ for (const role of ["follower", "leader"]) {
 }
 
 test("a reader that stalls is let go, costs nobody else anything, and misses nothing", { timeout: 90_000 },
-  withCluster({ settings: { "limits.queue-bytes": "512KiB", "history.bytes": "16MiB" } }, async ({ cluster, cleanup }) => {
+  withCluster({ settings: { "limits.queue-bytes": "128KiB", "history.bytes": "16MiB" } }, async ({ cluster, cleanup }) => {
     const [one, two] = cluster.nodes;
     const ledger = new Ledger();
     const { name, clients } = await room(ledger, 3, (i) => [one.url, one.url, two.url][i]);
