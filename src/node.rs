@@ -21,7 +21,10 @@ use tokio::{
     net::{TcpListener, TcpSocket},
     sync::mpsc,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use crate::{
     adapter::{
@@ -111,12 +114,14 @@ pub async fn run(
     let gate = node.gate();
     tasks.spawn(client::serve(client_port, tunnels, service, gate, client::Limits::default(), ports_stop.clone()));
 
-    let running = node.clone().serve(plays, bus, io, stop.clone());
-    let mut running = std::pin::pin!(running);
+    // A task, not part of this future: whoever runs the node may block on it, and what the player wakes from a thread that is
+    // no worker goes the long way to one, a wake-up of a thread for each socket.
+    let running = tokio::spawn(node.clone().serve(plays, bus, io, stop.clone()));
+    let mut running = AbortOnDropHandle::new(running);
     let shutdown = std::pin::pin!(shutdown);
     let outcome = tokio::select! {
         error = node.store.fatal() => Err(error),
-        error = &mut running => Err(error),
+        error = &mut running => Err(error.unwrap_or_else(Error::fatal)),
         () = shutdown => {
             let stopping = async {
                 node.drain.for_stop().await;
@@ -129,7 +134,7 @@ pub async fn run(
                     Ok(ExitReason::Shutdown)
                 }
                 error = node.store.fatal() => Err(error),
-                error = &mut running => Err(error),
+                error = &mut running => Err(error.unwrap_or_else(Error::fatal)),
             }
         }
     };
@@ -142,6 +147,10 @@ pub async fn run(
     node.relay.close().await;
     node.drain.ended().await;
     let closed = node.store.close().await;
+    if !running.is_finished() {
+        running.abort();
+        _ = running.await;
+    }
     if node.store.is_removed() {
         // Whatever ended it, it is not to be started again.
         return closed.map(|()| ExitReason::Removed);
