@@ -167,16 +167,10 @@ impl Consensus {
 
     /// Comes true when Raft has stopped by itself.
     pub async fn stopped(&self) -> String {
-        let mut metrics = self.raft.metrics();
-        loop {
-            let state = metrics.borrow_watched().running_state.clone();
-            if let Err(e) = state {
-                return e.to_string();
-            }
-            if metrics.changed().await.is_err() {
-                return "Raft has ended".to_owned();
-            }
-        }
+        // It keeps the senders of its metrics until it ends. The ones with the reason change with every entry: a wake-up each.
+        let mut seldom = self.raft.server_metrics();
+        while seldom.changed().await.is_ok() {}
+        self.metrics().running_state.err().map_or_else(|| "Raft has ended".to_owned(), |e| e.to_string())
     }
 }
 
@@ -227,3 +221,6 @@ pub fn settings(heartbeat: Duration, election: Duration) -> Result<openraft::Con
     };
     raft.validate().map_err(|e| Error::refused(format!("Raft's settings: {e}")))
 }
+
+#[cfg(test)]
+mod tests;
