@@ -67,6 +67,9 @@ extern crate self as moim_raft;
 mod answers;
 pub mod base;
 pub mod clock;
+#[cfg(test)]
+#[path = "../tests/cluster/mod.rs"]
+mod cluster;
 pub mod codec;
 pub mod command;
 mod consensus;

@@ -1,11 +1,8 @@
 //! Inside the crate, because only here Raft can be stopped without its store.
 
-#[path = "../../tests/cluster/mod.rs"]
-mod cluster;
-
 use std::time::Duration;
 
-use self::cluster::Cluster;
+use crate::cluster::Cluster;
 
 #[tokio::test]
 async fn a_store_whose_raft_has_stopped_by_itself_says_so() {

@@ -1,14 +1,14 @@
 //! A leader that stops between the two steps of a change. Inside the crate, because only here a change can be left half done.
 
-#[path = "../../tests/cluster/mod.rs"]
-mod cluster;
-
 use std::{collections::BTreeSet, time::Duration};
 
 use openraft::{EntryPayload, Membership};
 
-use self::cluster::{Cluster, until};
-use crate::{command::Command, raft::NodeId};
+use crate::{
+    cluster::{Cluster, until},
+    command::Command,
+    raft::NodeId,
+};
 
 /// Four nodes, three voters: where the leader is, the learner, and the voter whose place it is to take.
 async fn three_and_one() -> (Cluster, usize, usize, usize) {
