@@ -18,7 +18,7 @@ use crate::{
     consensus::Consensus,
     level,
     machine::Replica,
-    net::Peers,
+    net::{Local, Peers},
     propose::{Proposals, Ticket},
     state::RoomName,
 };
@@ -39,7 +39,7 @@ const OFFLINE_MAX: usize = 1000;
 const SWEEP_LOOK: usize = 100;
 
 pub(crate) struct Duties {
-    pub node: NodeId,
+    pub local: Arc<Local>,
     pub consensus: Consensus,
     pub replica: Arc<Replica>,
     pub proposals: Arc<Proposals>,
@@ -147,16 +147,25 @@ impl Duties {
 
     fn declare_down(&self, leading: &Leading, now: Instant) {
         for node in self.replica.read(|state| state.nodes()) {
-            if node.id == self.node || !node.live {
+            if node.id == self.local.node() || !node.live {
                 continue;
             }
-            let heard = self.consensus.heard_of(node.id).map_or(leading.since, |at| at.max(leading.since));
-            if now.saturating_duration_since(heard) >= self.node_timeout {
+            let heard = self.consensus.heard_of(node.id);
+            let patience = if self.is_gone(node.id, heard, now) { self.node_timeout / 2 } else { self.node_timeout };
+            let silent_since = heard.map_or(leading.since, |at| at.max(leading.since));
+            if now.saturating_duration_since(silent_since) >= patience {
                 tracing::warn!(node = %node.info.name, incarnation = node.incarnation, "declared down");
                 let down = Command::Down { node: node.id, incarnation: node.incarnation };
                 self.proposals.push(down, Ticket::nobody());
             }
         }
+    }
+
+    /// Whether its connections ended after it was last heard of: it was killed, or is starting again, but not merely slow.
+    fn is_gone(&self, node: NodeId, heard: Option<Instant>, now: Instant) -> bool {
+        let signs = self.local.signs(node);
+        let before = |gone: Duration| heard.is_some_and(|at| now.saturating_duration_since(at) < gone);
+        signs.is_gone() && !signs.gone.is_some_and(before)
     }
 
     /// To tell whether a user is away costs some reads, so of very many lost sessions each look takes some and the next goes on

@@ -34,11 +34,14 @@ impl Slot {
         target: NodeId,
         within: Duration,
     ) -> Result<Arc<Link>> {
-        if let Some(link) = self.link.take_if(|link| !link.is_closed()) {
-            self.link = Some(link.clone());
-            return Ok(link);
+        match self.link.take() {
+            Some(link) if !link.is_closed() => {
+                self.link = Some(link.clone());
+                return Ok(link);
+            }
+            Some(link) if link.was_ended() => local.gone(target),
+            _ => {}
         }
-        self.link = None;
         if self.dialing.is_empty() {
             let (local, addr) = (Arc::clone(local), addr.to_owned());
             self.dialing.spawn(async move { Ok(handshake::dial(&local, &addr, lane, Some(target)).await?.0) });

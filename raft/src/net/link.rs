@@ -6,7 +6,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -105,6 +108,8 @@ pub struct Link {
     out: Outbox,
     waiting: Arc<Mutex<Waiting>>,
     closed: CancellationToken,
+    /// The connection ended, and nobody here wanted that.
+    ended: Arc<AtomicBool>,
     _tasks: JoinSet<()>,
 }
 
@@ -121,14 +126,21 @@ impl Link {
             write_all(packets, write).await;
             drop(guard);
         });
-        let (guard, answers) = (closed.clone().drop_guard(), Arc::clone(&waiting));
+        let ended = Arc::new(AtomicBool::new(false));
+        let (guard, answers, note) = (closed.clone().drop_guard(), Arc::clone(&waiting), Arc::clone(&ended));
         tasks.spawn(async move {
             if let Err(e) = read_answers(read, &answers).await {
                 tracing::debug!("a peer connection ends: {e}");
             }
+            note.store(true, Ordering::Release);
             drop(guard);
         });
-        Self { out, waiting, closed, _tasks: tasks }
+        Self { out, waiting, closed, ended, _tasks: tasks }
+    }
+
+    /// Whether the other side, or what lies between, ended the connection; not so when it was given up for its silence.
+    pub fn was_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     pub fn is_closed(&self) -> bool {

@@ -9,6 +9,9 @@ use std::{
 
 use crate::raft::NodeId;
 
+/// The ends of one process's connections are noticed within that time.
+const ONE_END: Duration = Duration::from_secs(1);
+
 /// How long ago another node gave signs of life; `None` when never since this node's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Signs {
@@ -16,6 +19,13 @@ pub struct Signs {
     pub heard: Option<Duration>,
     /// One of its connections ended. Shorter ago than `heard`: it seems to be gone.
     pub gone: Option<Duration>,
+}
+
+impl Signs {
+    /// Whether its connections ended and nothing came since.
+    pub fn is_gone(&self) -> bool {
+        self.gone.is_some_and(|gone| self.heard.is_none_or(|heard| gone <= heard))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -33,7 +43,14 @@ impl AllSigns {
     }
 
     pub fn gone(&self, node: NodeId) {
-        self.lock().entry(node).or_default().gone = Some(Instant::now());
+        let now = Instant::now();
+        let mut all = self.lock();
+        let seen = all.entry(node).or_default();
+        // The first of them is nearest to the process's end.
+        let same = |gone: Instant| now - gone < ONE_END && seen.heard.is_none_or(|heard| heard < gone);
+        if !seen.gone.is_some_and(same) {
+            seen.gone = Some(now);
+        }
     }
 
     pub fn of(&self, node: NodeId) -> Signs {
@@ -44,5 +61,25 @@ impl AllSigns {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Seen>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ends_of_one_process_are_one_sign_and_a_word_undoes_it() {
+        let signs = AllSigns::default();
+        signs.heard(1);
+        assert!(!signs.of(1).is_gone());
+        signs.gone(1);
+        let first = signs.lock()[&1].gone;
+        signs.gone(1);
+        assert!(signs.of(1).is_gone() && signs.lock()[&1].gone == first);
+        signs.heard(1);
+        assert!(!signs.of(1).is_gone());
+        signs.gone(1);
+        assert!(signs.of(1).is_gone() && signs.lock()[&1].gone > first);
     }
 }

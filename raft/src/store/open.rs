@@ -127,7 +127,7 @@ impl Store {
         });
         tasks.spawn(serve(listener, local.clone(), receiving, app, stop.clone()));
         let duties = Duties {
-            node,
+            local: local.clone(),
             consensus: consensus.clone(),
             replica: replica.clone(),
             proposals: proposals.clone(),
