@@ -90,10 +90,6 @@ impl Overlay {
         self.map.iter().map(|(key, value)| (&**key, value.as_deref()))
     }
 
-    pub fn keys(&self) -> usize {
-        self.map.len()
-    }
-
     fn rows<'a>(&'a self, range: Range<'_>, back: bool) -> Box<dyn Iterator<Item = scan::Known<'a>> + 'a> {
         let rows = self.map.range::<[u8], _>(range);
         let rows = rows.map(|(key, value)| (Slice::Memory(key), value.as_deref().map(Slice::Memory)));
@@ -344,7 +340,7 @@ mod tests {
         assert_eq!(kv.changed_bytes(), bytes - 4);
         kv.freeze();
         assert_eq!((kv.changed_bytes(), kv.changed_keys()), (bytes - 4, 0));
-        assert_eq!(kv.thaw().unwrap().keys(), 1);
+        assert_eq!(kv.thaw().unwrap().map.len(), 1);
         assert_eq!(kv.changed_bytes(), 0);
         assert!(kv.thaw().is_none());
     }

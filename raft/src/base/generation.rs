@@ -27,7 +27,8 @@ pub const POINT: &[u8] = &[0];
 const FANOUT: usize = 128;
 /// Pairs that a leaf holds at least, but for a few: a full one is cut in halves.
 pub const LEAF_PAIRS: usize = FANOUT / 2;
-/// sled counts roughly: what it holds is up to four times as much.
+/// Of leaves that were read: one that was written stays, read again or not, because sled marks it as not yet flushed for ever.
+/// sled counts roughly, too: what it holds is up to four times as much.
 const CACHE_BYTES: usize = 96 << 20;
 /// A handle that is dropped flushes, unless sled believes that its own thread will; that one never wakes up.
 const NEVER_MS: usize = 1 << 50;

@@ -14,12 +14,11 @@ use tokio::sync::oneshot;
 
 use super::{
     Found, Generation, Health, Point,
-    generation::{self, BATCH_PAIRS, LEAF_PAIRS, POINT},
+    generation::{self, BATCH_PAIRS, POINT},
     verify::Verify,
 };
 use crate::{
     codec::{self, Kind},
-    disk,
     error::{Error, Result},
     fail,
     kv::{Kv, Overlay},
@@ -116,18 +115,7 @@ impl Writer {
         self.on.apply(batch)?;
         self.on.flush()?;
         fail::point("checkpoint-after-flush")?;
-        let pairs = point.pairs;
         self.on.point = Some(point);
-        self.touch(changes, pairs)
-    }
-
-    /// sled forgets to evict a leaf that was changed when it wanted to; it counts again what is read again. Where changes lie
-    /// close together, about two reads of each leaf will do.
-    fn touch(&self, changes: &Overlay, pairs: u64) -> Result<()> {
-        let per_leaf = changes.keys() * LEAF_PAIRS / (pairs as usize).max(1);
-        for (key, _) in changes.iter().step_by((per_leaf / 2).max(1)) {
-            self.on.db.get(key).map_err(|e| disk::failed("read the checkpoint", &self.on.path, &e))?;
-        }
         Ok(())
     }
 
