@@ -111,7 +111,10 @@ fn isolated(silent: Option<Duration>, refused: Option<String>) -> String {
         Some(silent) => format!("no leader with a quorum was heard for {} ms", silent.as_millis()),
         None => "no leader with a quorum was heard yet".to_owned(),
     };
-    refused.map_or(heard.clone(), |why| format!("{heard}; {why}"))
+    match refused {
+        Some(why) => format!("{heard}; {why}"),
+        None => heard,
+    }
 }
 
 fn wrong_state(index: u64) -> String {

@@ -73,8 +73,8 @@ pub fn recover(dir: &Path, mut visit: impl FnMut(Record<'_>, Place) -> Result<()
         let torn = bytes[offset..].iter().any(|byte| *byte != 0);
         open = (!torn).then_some(header);
         if number == last {
-            check_tail(dir, &bytes[offset..], &header, end, mark.at())?;
-        } else if open.is_none() {
+            check_tail(dir, &bytes[offset..], torn, &header, end, mark.at())?;
+        } else if torn {
             return refuse(dir, format!("{end} is damaged"));
         }
         state.segments.back_mut().expect("begun above").bytes = end.offset;
@@ -130,15 +130,15 @@ fn check_follows(dir: &Path, end: Place, header: &Header, state: &State) -> Resu
     Ok(())
 }
 
-/// `tail` is what follows the last whole record, which ends at `end`.
-fn check_tail(dir: &Path, tail: &[u8], header: &Header, end: Place, mark: Place) -> Result<()> {
+/// `tail` is what follows the last whole record, which ends at `end`; `torn` when it is not all zeros.
+fn check_tail(dir: &Path, tail: &[u8], torn: bool, header: &Header, end: Place, mark: Place) -> Result<()> {
     if end < mark {
         return refuse(dir, format!("it is whole only to {end}, but it was synced to {mark}"));
     }
     if record::holds_group(tail, header.spot(end.offset)) {
         return refuse(dir, format!("{end} is damaged, and later records say that it was synced"));
     }
-    if tail.iter().any(|byte| *byte != 0) {
+    if torn {
         tracing::warn!("log: dropping {} bytes that a crash has left unfinished at {end}", tail.len());
     }
     Ok(())
