@@ -47,8 +47,6 @@ use crate::{
 /// Connections that may wait to be accepted. When a node goes, its clients come to the others all at once, and one for which
 /// there is no room tries again after a second. The system may allow fewer (`net.core.somaxconn`, 4096).
 const BACKLOG: u32 = 4096;
-/// How long a seat waits for its socket.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at seats, clocks and the drain token.
 const TICK: Duration = Duration::from_millis(250);
 /// Raft's pace: a leader is missed after 300 to 600 ms.
@@ -174,7 +172,6 @@ impl Node {
             queue_bytes_max: config.limits.queue_bytes,
             replay: ReplayLimit { entries: config.replay.limit, bytes: config.replay.bytes },
             relay: config.relay.clone(),
-            patience: PATIENCE,
         };
         let chat = Chat(Arc::new(chat::Shared {
             store: store.clone(),
@@ -275,7 +272,7 @@ impl Node {
         let mut let_go = false;
         loop {
             tick.tick().await;
-            for seat in self.chat.seats.abandoned(self.chat.settings.patience) {
+            for seat in self.chat.seats.abandoned() {
                 self.chat.give_up(&seat);
             }
             // Who has heard nobody yet is alone since its start.

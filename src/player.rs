@@ -36,6 +36,9 @@ use crate::{
     seat::{Bounds, Fill, Gone, Seat},
 };
 
+/// How long a seat waits for its socket.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// The seats of this node, and which of them are in which room.
 pub struct Seats {
     node: NodeId,
@@ -233,8 +236,8 @@ impl Seats {
     }
 
     /// Seats whose transport has ended, or that nobody took in time.
-    pub fn abandoned(&self, patience: std::time::Duration) -> Vec<Arc<Seat>> {
-        let late = |seat: &Seat| seat.is_free() && seat.made.elapsed() >= patience;
+    pub fn abandoned(&self) -> Vec<Arc<Seat>> {
+        let late = |seat: &Seat| seat.is_free() && seat.made.elapsed() >= PATIENCE;
         self.all().into_iter().filter(|seat| seat.is_cut_off() || late(seat)).collect()
     }
 
@@ -246,15 +249,12 @@ impl Seats {
 
     /// The transports that seats are on, each once.
     pub fn transports(&self) -> Vec<(Transport, Vec<Arc<Seat>>)> {
-        let mut found: Vec<(Transport, Vec<Arc<Seat>>)> = Vec::new();
+        let mut found: HashMap<u64, (Transport, Vec<Arc<Seat>>)> = HashMap::new();
         for seat in self.all() {
             let Some(transport) = seat.transport() else { continue };
-            match found.iter_mut().find(|(known, _)| known.same(&transport)) {
-                Some((_, seats)) => seats.push(seat),
-                None => found.push((transport, vec![seat])),
-            }
+            found.entry(transport.id()).or_insert_with(|| (transport, Vec::new())).1.push(seat);
         }
-        found
+        found.into_values().collect()
     }
 }
 

@@ -19,7 +19,7 @@ pub mod loss;
 pub mod request;
 pub mod volatile;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use moim_raft::Store;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -53,8 +53,6 @@ pub struct Settings {
     pub queue_bytes_max: usize,
     pub replay: moim_raft::state::replay::ReplayLimit,
     pub relay: Vec<String>,
-    /// How long a seat waits for its socket.
-    pub patience: Duration,
 }
 
 impl std::ops::Deref for Chat {

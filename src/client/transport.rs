@@ -98,7 +98,8 @@ impl Transport {
         }))
     }
 
-    pub(super) fn id(&self) -> u64 {
+    /// Of this node, and of no other transport since its start.
+    pub fn id(&self) -> u64 {
         self.0.id
     }
 
