@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 
 use super::{
     Generation,
-    generation::{BATCH_PAIRS, Db, POINT, open_db},
+    generation::{self, BATCH_PAIRS, Db, POINT, open_db},
 };
 use crate::{
     codec::{self, Kind},
-    disk,
     error::{Error, Result},
     snapshot::Reading,
 };
@@ -104,7 +103,7 @@ impl Filling {
     }
 
     fn failed(&self, error: &std::io::Error) -> Error {
-        disk::failed("write the checkpoint", &self.path, error)
+        generation::failed("write", &self.path, error)
     }
 }
 

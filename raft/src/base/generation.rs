@@ -2,7 +2,7 @@
 //! count any more.
 
 use std::{
-    fs,
+    fs, io,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -72,16 +72,28 @@ impl Generation {
     }
 
     pub fn flush(&self) -> Result<()> {
-        self.db.flush().map(|_| ()).map_err(|e| disk::failed("write the checkpoint", &self.path, &e))
+        self.db.flush().map(|_| ()).map_err(|e| failed("write", &self.path, &e))
     }
 
     pub fn remove(&self, key: &[u8]) -> Result<()> {
-        self.db.remove(key).map(|_| ()).map_err(|e| disk::failed("write the checkpoint", &self.path, &e))
+        self.db.remove(key).map(|_| ()).map_err(|e| failed("write", &self.path, &e))
     }
 
     pub fn apply(&self, batch: sled::Batch) -> Result<()> {
-        self.db.apply_batch(batch).map_err(|e| disk::failed("write the checkpoint", &self.path, &e))
+        self.db.apply_batch(batch).map_err(|e| failed("write", &self.path, &e))
     }
+}
+
+/// An error of sled, as the node has to see it.
+pub fn failed(what: &str, path: &Path, error: &io::Error) -> Error {
+    disk::failed(&format!("{what} the checkpoint"), path, &io::Error::new(error.kind(), reason(error)))
+}
+
+/// What is wrong, without the places in sled's source that it puts in front: paths of the machine that built it, which tell an
+/// operator nothing.
+pub fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.rsplit(" -> ").next().unwrap_or_default().to_owned()
 }
 
 /// The newer of the current directory and the newest usable snapshot, or an empty one.
@@ -168,7 +180,7 @@ pub fn open_db(path: &Path) -> Result<Db> {
         .cache_capacity_bytes(CACHE_BYTES)
         .flush_every_ms(Some(NEVER_MS))
         .zstd_compression_level(COMPRESSION);
-    config.open().map_err(|e| disk::failed("open the checkpoint", path, &e))
+    config.open().map_err(|e| failed("open", path, &e))
 }
 
 /// The directory, if it opens and nobody has found it damaged. sled was seen to panic on damage.
@@ -196,7 +208,7 @@ fn usable(dir: &Path, path: &Path) -> Option<Generation> {
 }
 
 fn load(path: &Path) -> Result<Generation> {
-    let io = |e| disk::failed("read the checkpoint", path, &e);
+    let io = |e| failed("read", path, &e);
     let db = open_db(path)?;
     let point = db.get(POINT).map_err(io)?.map(|bytes| codec::decode::<Point>(Kind::Meta, &bytes)).transpose()?;
     let found = Generation { db, path: path.to_path_buf(), point };

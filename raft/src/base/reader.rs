@@ -3,14 +3,14 @@
 use std::{
     fmt, io,
     ops::Bound,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::Path,
     sync::Arc,
 };
 
 use super::{
     Health,
-    generation::{Db, POINT, Rows},
+    generation::{self, Db, POINT, Rows},
 };
 use crate::kv::Range;
 
@@ -59,11 +59,12 @@ impl Reader {
     fn sound<T>(&self, read: impl FnOnce() -> io::Result<T>) -> T {
         let what = match self.health.reading.within(|| catch_unwind(AssertUnwindSafe(read))) {
             Ok(Ok(found)) => return found,
-            Ok(Err(e)) => e.to_string(),
+            Ok(Err(e)) => generation::reason(&e),
             Err(_) => "sled panicked".to_owned(),
         };
         self.health.damaged(&self.path, &what);
-        panic!("the checkpoint cannot be read: {what}");
+        // That was the line for the operator; a panic like any other would add one of its own, with a backtrace.
+        resume_unwind(Box::new(what));
     }
 }
 

@@ -5,9 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::generation::Generation;
+use super::generation::{self, Generation};
 use crate::{
-    disk,
     error::{Error, Result},
     kv::Sum,
 };
@@ -34,7 +33,7 @@ impl Verify {
         if *key >= *self.next {
             return Ok(());
         }
-        if let Some(old) = on.db.get(key).map_err(|e| disk::failed("read the checkpoint", &on.path, &e))? {
+        if let Some(old) = on.db.get(key).map_err(|e| generation::failed("read", &on.path, &e))? {
             self.sum.remove(key, &old);
         }
         if let Some(value) = value {
@@ -51,7 +50,8 @@ impl Verify {
         let began = Instant::now();
         let mut rows = if self.next.is_empty() { on.rows() } else { on.rows_from(&self.next) };
         for _ in 0..SLICE_PAIRS {
-            let Some((key, value)) = rows.next().transpose().map_err(|e| Error::refused(e.to_string()))? else {
+            let Some((key, value)) = rows.next().transpose().map_err(|e| Error::refused(generation::reason(&e)))?
+            else {
                 return self.end(on);
             };
             self.sum.add(&key, &value);

@@ -27,6 +27,9 @@ use crate::{
     wire::WireLogId,
 };
 
+/// What to do about a disk that failed.
+const FAILED: &str = "Make room or repair the disk, then start this node again: what it has acknowledged is kept";
+
 /// What the thread is asked to do, in this order.
 pub enum Job {
     Checkpoint(Arc<Overlay>, Point),
@@ -66,8 +69,8 @@ impl Writer {
             match done {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => return,
-                Ok(Err(e @ Error::Refused(_))) => break self.health.damaged(&self.on.path, &e.to_string()),
-                Ok(Err(e)) => break self.health.fail(&e.to_string()),
+                Ok(Err(e @ Error::Refused(_))) => break self.health.damaged(&self.on.path, e.why()),
+                Ok(Err(e)) => break self.health.fail(&format!("{}. {FAILED}", e.why())),
                 Err(_) => break self.health.damaged(&self.on.path, "sled panicked"),
             }
         }
@@ -125,7 +128,7 @@ impl Writer {
             self.health.writing.step();
             match self.stopping.load(Ordering::Relaxed) {
                 true => Err(Error::unavailable("the node is stopping")),
-                false => row.map_err(|e| Error::refused(e.to_string())),
+                false => row.map_err(|e| Error::refused(generation::reason(&e))),
             }
         });
         let path = self.snapshots.write(rows, &point)?;
