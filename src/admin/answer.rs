@@ -1,7 +1,7 @@
 //! What every route has in common: how a question is read, and what an answer looks like.
 //!
-//! What always holds: an answer to a read carries the index up to which its data is current, taken under the same lock as
-//! the data, and how it was read; and whatever goes wrong is `{ error: { code, message } }`.
+//! What always holds: an answer to a read carries the index up to which its data is current at least, taken under the same
+//! lock as the data, and how it was read; and whatever goes wrong is `{ error: { code, message } }`.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -3,7 +3,7 @@
 use moim_raft::{
     NodeId,
     command::{Namespace, Position, Room, RoomEntry, Sid, Stamp, User, What},
-    state::{RoomRecord, Session, State},
+    state::{RoomRecord, Session, State, list::SessionCounts},
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -60,23 +60,30 @@ struct RoomRow {
 }
 
 impl RoomRow {
-    fn of(state: &State, ns: &Namespace, room: &Room, record: &RoomRecord) -> Self {
-        let sids = state.sids_in_room(ns, room).len();
-        Self { room: room.clone(), members: record.members, sids, entries: record.entries }
+    fn of(state: &State, ns: &Namespace, room: Room, record: &RoomRecord, known: &mut SessionCounts) -> Self {
+        let sids = state.count_in_room(ns, &room, known);
+        Self { room, members: record.members, sids, entries: record.entries }
     }
 }
 
-/// `GET /v1/rooms?ns=&prefix=&limit=&after=`: by name.
+/// `GET /v1/rooms?ns=&prefix=&limit=&after=`: by name. A room's members have to be counted through, and apply waits: so each
+/// room is looked at by itself, and some may be as they were a moment later than `applied` says.
 pub async fn rooms(read: Read) -> Found<Rooms> {
     let (ns, limit) = (read.params.ns()?, read.params.limit()?);
     let prefix = read.params.get("prefix").unwrap_or_default();
     let after = read.params.parsed("after", |text| Room::new(text))?;
-    Ok(read.state(|state| {
-        let (rooms, next) = page(state.rooms_after(&ns, after.as_ref()), limit, |(room, record)| {
-            room.as_str().starts_with(prefix).then(|| RoomRow::of(state, &ns, room, record))
-        });
-        Rooms { rooms, next: next.map(|(room, _)| room) }
-    }))
+    let named = read.state(|state| {
+        page(state.rooms_after(&ns, after.as_ref()).map(|(room, _)| room), limit, |room| {
+            room.as_str().starts_with(prefix).then(|| room.clone())
+        })
+    });
+    let (mut rooms, mut known) = (Vec::new(), SessionCounts::default());
+    for room in &named.data.0 {
+        let row = |state: &State| Some(RoomRow::of(state, &ns, room.clone(), &state.room(&ns, room)?, &mut known));
+        rooms.extend(read.node.store.read(row));
+        tokio::task::yield_now().await;
+    }
+    Ok(named.map(|(_, next)| Rooms { rooms, next }))
 }
 
 #[derive(Serialize)]
@@ -124,7 +131,7 @@ pub async fn room(Named(name): Named, read: Read) -> Found<OneRoom> {
     let after = read.params.parsed("after", |text| User::new(text))?;
     read.found("room", |state| {
         let room = Room::new(name)?;
-        let row = RoomRow::of(state, &ns, &room, &state.room(&ns, &room)?);
+        let row = RoomRow::of(state, &ns, room.clone(), &state.room(&ns, &room)?, &mut SessionCounts::default());
         let mut users = state.members(&ns, &room, after.as_ref(), limit + 1);
         let more = users.len() > limit;
         users.truncate(limit);

@@ -3,7 +3,10 @@
 //! What always holds: nothing here decodes the whole state while apply waits. Lists are lazy, counts read keys alone, and
 //! [`State::relation`] copies bytes that are made sense of after the lock was let go.
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+};
 
 use serde::Serialize;
 
@@ -55,6 +58,26 @@ impl State {
         self.kv.scan(&prefix).filter_map(|(key, _)| Sid::parse(keys::last_text(&prefix, &key)?)).collect()
     }
 
+    /// How many sessions receive in the room: as many as [`State::sids_in_room`] names, of which none is decoded that is there
+    /// as one of a member. `known` remembers the members' sessions for the next room.
+    pub fn count_in_room(&self, ns: &Namespace, room: &Room, known: &mut SessionCounts) -> usize {
+        let prefix = keys::members_prefix(ns, room);
+        let mut count = 0;
+        for (key, _) in self.kv.scan(&prefix) {
+            let name = keys::last_text(&prefix, &key).unwrap_or_default();
+            count += match known.0.get(name) {
+                Some(sessions) => *sessions,
+                None => {
+                    let sessions = User::new(name).map_or(0, |user| self.of_user(ns, &user).len() as usize);
+                    known.0.insert(name.to_owned(), sessions);
+                    sessions
+                }
+            };
+        }
+        let alone = |sid: &Sid| self.session(sid).is_some_and(|session| !self.is_member(ns, &session.user, room));
+        count + self.sids_entered(ns, room).into_iter().filter(alone).count()
+    }
+
     pub fn count_rooms(&self, ns: &Namespace) -> usize {
         self.kv.scan(&keys::rooms_prefix(ns)).count()
     }
@@ -77,6 +100,10 @@ impl State {
         }
     }
 }
+
+/// How many sessions users of one namespace have, as far as somebody asked.
+#[derive(Default)]
+pub struct SessionCounts(HashMap<String, usize>);
 
 /// Names by another name.
 type Index<'a> = BTreeMap<&'a str, Vec<&'a str>>;
@@ -242,8 +269,10 @@ mod tests {
             assert_eq!(*rooms, state.rooms_of_session(&session));
             assert!(rooms.iter().all(|room| views.rooms[room].contains(sid)));
         }
+        let mut known = SessionCounts::default();
         for (room, sids) in &views.rooms {
             assert_eq!(*sids, state.sids_in_room(&ns(), room));
+            assert_eq!(sids.len(), state.count_in_room(&ns(), room, &mut known));
             assert!(sids.iter().all(|sid| views.sids[sid].contains(room)));
         }
         assert_eq!(views.rooms.keys().map(Room::as_str).collect::<Vec<_>>(), ["alone", "both"]);
