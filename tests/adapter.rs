@@ -9,6 +9,8 @@ mod client;
 mod cluster;
 #[path = "nodes/handlers.rs"]
 mod handlers;
+#[path = "nodes/http.rs"]
+mod http;
 
 use std::{collections::BTreeSet, time::Duration};
 

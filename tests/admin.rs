@@ -1,11 +1,15 @@
 //! The admin port of a real node that is a cluster by itself: whom it lets in, its pages, its errors.
 
+#[path = "nodes/http.rs"]
+mod http;
+
 use std::{
     net::{SocketAddr, TcpListener},
     time::Duration,
 };
 
 use futures_util::{SinkExt, StreamExt};
+use http::LOCAL;
 use moim::{
     config::{Auth, Config},
     handlers::Handlers,
@@ -13,7 +17,7 @@ use moim::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     net::TcpStream,
     sync::oneshot,
     task::JoinHandle,
@@ -76,34 +80,21 @@ impl Node {
 
     /// Status and body of one request, header lines as they are given.
     async fn ask(&self, method: &str, path: &str, headers: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(self.admin).await.ok()?;
-        let request = format!("{method} {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+        http::ask(self.admin, method, path, headers, "").await
     }
 
     async fn try_get(&self, path: &str) -> Option<(u16, String)> {
-        self.ask("GET", path, "Host: localhost\r\n").await
+        self.ask("GET", path, LOCAL).await
     }
 
     async fn json(&self, method: &str, path: &str) -> (u16, Value) {
-        let (status, body) = self.ask(method, path, "Host: localhost\r\n").await.expect("an answer");
+        let (status, body) = self.ask(method, path, LOCAL).await.expect("an answer");
         (status, serde_json::from_str(&body).unwrap_or_else(|_| panic!("{path} is not JSON: {body}")))
     }
 
     async fn post(&self, path: &str, body: &str) -> (u16, Value) {
-        let mut stream = TcpStream::connect(self.admin).await.expect("a connection");
-        let length = body.len();
-        let head =
-            format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
-        stream.write_all(format!("{head}{body}").as_bytes()).await.expect("sent");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("an answer");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
-        (head[9..12].parse().expect("a status"), serde_json::from_str(body).expect("JSON"))
+        let (status, body) = http::ask(self.admin, "POST", path, LOCAL, body).await.expect("an answer");
+        (status, serde_json::from_str(&body).expect("JSON"))
     }
 
     async fn read(&self, path: &str) -> Value {

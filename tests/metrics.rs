@@ -6,6 +6,8 @@ mod client;
 mod cluster;
 #[path = "nodes/handlers.rs"]
 mod handlers;
+#[path = "nodes/http.rs"]
+mod http;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 

@@ -1,5 +1,8 @@
 //! The nodes of a cluster, over admin HTTP and the command line: any node is asked, the leader decides.
 
+#[path = "nodes/http.rs"]
+mod http;
+
 use std::{
     net::{SocketAddr, TcpListener},
     process::Stdio,
@@ -13,8 +16,6 @@ use moim::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     process::Command,
     sync::oneshot,
     task::JoinHandle,
@@ -89,14 +90,7 @@ impl Cluster {
     }
 
     async fn ask(&self, i: usize, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(self.nodes[i].admin).await.ok()?;
-        let length = body.len();
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n");
-        stream.write_all(format!("{head}Connection: close\r\n\r\n{body}").as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+        http::ask(self.nodes[i].admin, method, path, http::LOCAL, body).await
     }
 
     async fn json(&self, i: usize, method: &str, path: &str, body: Value) -> (u16, Value) {

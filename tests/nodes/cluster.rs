@@ -14,13 +14,12 @@ use moim::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    io::AsyncWriteExt,
     process::{Child, Command},
     time::{sleep, timeout},
 };
 
-use super::client::Client;
+use super::{client::Client, http};
 
 /// Longer than anything takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -125,12 +124,7 @@ impl Cluster {
 
 /// Head and body of the answer.
 pub async fn get(address: SocketAddr, path: &str) -> std::io::Result<(String, String)> {
-    let mut tcp = TcpStream::connect(address).await?;
-    tcp.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes()).await?;
-    let mut answer = String::new();
-    tcp.read_to_string(&mut answer).await?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
-    Ok((head.to_owned(), body.to_owned()))
+    http::request(address, "GET", path, http::LOCAL, "").await
 }
 
 async fn is_ready(node: SocketAddr) -> bool {
