@@ -226,7 +226,7 @@ async fn a_gentle_close_reaches_the_client_as_1012_after_what_was_queued() {
     send(&mut ws, "40").await;
     assert!(text(&mut ws).await.unwrap().starts_with("40{"));
     assert_eq!(text(&mut ws).await.unwrap(), r#"42["moim:drain",{"within":1}]"#);
-    match timeout(SOON, ws.next()).await.unwrap() {
+    match next(&mut ws).await {
         Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1012),
         other => panic!("{other:?}"),
     }

@@ -22,7 +22,10 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
-use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{self, Message},
+};
 use tokio_util::sync::CancellationToken;
 
 pub const UNKNOWN: &str = r#"{"code":1,"message":"Session ID unknown"}"#;
@@ -93,7 +96,7 @@ impl Node {
         ws
     }
 
-    pub async fn upgrade(&self, query: &str) -> tokio_tungstenite::tungstenite::Result<WebSocketStream<TcpStream>> {
+    pub async fn upgrade(&self, query: &str) -> tungstenite::Result<WebSocketStream<TcpStream>> {
         let tcp = TcpStream::connect(&self.address).await.unwrap();
         let url = format!("ws://{}/socket.io/?EIO=4&transport=websocket{query}", self.address);
         tokio_tungstenite::client_async(url, tcp).await.map(|(ws, _)| ws)
@@ -152,14 +155,21 @@ pub async fn answer(tcp: &mut TcpStream) -> (u16, String) {
     (head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0), body.to_owned())
 }
 
-/// The next text message, pings left out; `None` when the transport has ended in whichever way.
-pub async fn text(ws: &mut WebSocketStream<TcpStream>) -> Option<String> {
+/// The next message; Engine.IO's pings, of which the first may come at any moment, are left out.
+pub async fn next(ws: &mut WebSocketStream<TcpStream>) -> Option<tungstenite::Result<Message>> {
     loop {
         match timeout(SOON, ws.next()).await.expect("an answer in time") {
             Some(Ok(Message::Text(ping))) if ping.as_str() == "2" => continue,
-            Some(Ok(Message::Text(text))) => return Some(text.to_string()),
-            _ => return None,
+            message => return message,
         }
+    }
+}
+
+/// The next text message; `None` when the transport has ended in whichever way.
+pub async fn text(ws: &mut WebSocketStream<TcpStream>) -> Option<String> {
+    match next(ws).await {
+        Some(Ok(Message::Text(text))) => Some(text.to_string()),
+        _ => None,
     }
 }
 
