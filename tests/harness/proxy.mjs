@@ -3,7 +3,7 @@
 // A proxy stands before one listener. Each connection belongs to a link, named by `classify` (who is it
 // that connects?), and a link's state holds for the connections that it has and for those to come:
 //   pass   as without a proxy
-//   hold   nothing moves, nothing is lost; goes on after heal()
+//   hold   nothing moves, nothing is lost; goes on after heal(); at once, or after so many bytes
 //   cut    connections are reset, new ones too
 //   drop   connections stay open and every byte is swallowed, or every byte of one direction; reset at
 //          heal(), for a stream with a hole in it must not go on
@@ -31,7 +31,10 @@ class Pipe {
     while (this.link.passes(this.way) && this.queue.length && this.queue[0].due <= performance.now()) {
       const { chunk } = this.queue.shift();
       if (chunk === null) this.to.end();
-      else if (!this.to.write(chunk)) this.from.pause();
+      else {
+        if (!this.to.write(chunk)) this.from.pause();
+        this.link.moved(this.way, chunk.length);
+      }
     }
     if (!this.link.passes(this.way) || !this.queue.length) return;
     this.timer = setTimeout(() => this.flush(), Math.ceil(this.queue[0].due - performance.now()));
@@ -44,6 +47,7 @@ export class Link {
     this.mode = "pass";
     this.dropped = null; // the one direction that "drop" is about; null: both
     this.delayMs = 0;
+    this.left = Infinity; // bytes that go down before it holds
     this.accepted = 0;
     this.pairs = new Set();
   }
@@ -94,6 +98,17 @@ export class Link {
     this.freeze();
   }
 
+  /// Holds once so many more bytes have gone down, or up to one chunk more.
+  holdAfter(bytes) {
+    this.left = bytes;
+  }
+
+  moved(way, bytes) {
+    if (way === "up") return;
+    this.left -= bytes;
+    if (this.left <= 0) this.hold();
+  }
+
   cut() {
     this.mode = "cut";
     this.reset();
@@ -114,6 +129,7 @@ export class Link {
     if (this.mode === "drop") this.reset();
     this.mode = "pass";
     this.delayMs = 0;
+    this.left = Infinity;
     for (const { sockets, pipes } of this.pairs) {
       for (const pipe of pipes) pipe.flush();
       for (const each of sockets) each.resume();

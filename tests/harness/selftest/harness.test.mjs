@@ -102,6 +102,19 @@ test("hold keeps bytes and gives them up at heal", async () => {
   await close();
 });
 
+test("holdAfter passes so many bytes and then holds", async () => {
+  const { link, socket, state, close } = await echo();
+  link.holdAfter(3);
+  for (const letter of "abcde") {
+    socket.write(letter);
+    await sleep(20);
+  }
+  assert.equal(state.text, "abc");
+  link.heal();
+  await eventually("all of it", () => state.text === "abcde");
+  await close();
+});
+
 test("delay keeps the order and the time", async () => {
   const { link, socket, state, close } = await echo();
   socket.write("a");
