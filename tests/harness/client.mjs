@@ -15,6 +15,7 @@ export class Client {
     this.finals = [];
     this.raw = [];
     this.rawSent = [];
+    this.connects = []; // when it asked for its namespace, answered or not
     this.outages = [];
     this.readies = [];
     this.user = user;
@@ -50,7 +51,11 @@ export class Client {
       this.raw.push(data);
       if (/^[14]/.test(data) && mine(data.slice(1))) this.finals.push(data);
     });
-    engine.on("packetCreate", ({ type, data }) => type === "message" && this.rawSent.push(data));
+    engine.on("packetCreate", ({ type, data }) => {
+      if (type !== "message") return;
+      this.rawSent.push(data);
+      if (/^0/.test(data) && mine(data.slice(1))) this.connects.push(performance.now());
+    });
   }
 
   on(event, args) {

@@ -138,13 +138,14 @@ async function steal(member, node, stay) {
   const { _pid: pid, _lastOffset: offset } = member.client.socket;
   const { user, ns } = member.person;
   if (!pid || ns !== "/" || !node.running) return;
-  const theft = { pid, offset, at: performance.now() };
+  const theft = { pid, sid: member.sid, offset };
   let raw;
   try {
     raw = await Raw.open(node.client, { within: 1000 });
   } catch {
     return; // a node that is not ready, or stands still
   }
+  theft.at = performance.now();
   raw.send(`40${JSON.stringify({ user, pid, ...(offset && { offset }) })}`);
   const reply = () => raw.packets.find((packet) => packet.startsWith("40{"));
   await eventually("an answer, or none", () => reply() || raw.closed, { within: 5000, every: 5 }).catch(() => {});

@@ -21,7 +21,12 @@ export class Member {
     this.log = this.client.log;
     const { socket } = this.client;
     socket.on("connect", () => this.connected(socket));
-    socket.on("disconnect", (reason) => this.note("gone", { reason }));
+    socket.on("disconnect", (reason) => {
+      this.note("gone", { reason });
+      // What still came for the session that it said goodbye to, after it asked for another one: the stock client keeps that
+      // for its next session, also over a lost link, and would hear twice what that one is replayed.
+      socket.receiveBuffer = [];
+    });
     for (const event of ["message", "joined", "left"]) socket.on(event, ({ id }) => (this.last = id));
     socket.on("ready", ({ rooms }) => this.ready(rooms));
   }
@@ -36,6 +41,7 @@ export class Member {
 
   connected({ id, recovered }) {
     this.note("connect", { sid: id, recovered: recovered === true });
+    this.sid = id;
     this.fresh ||= !recovered;
   }
 

@@ -7,12 +7,30 @@
 //
 // A fresh session needs a reason, and these are all there are here, where nothing is trimmed and nobody is away for long:
 // the client switched recovery off or said goodbye; it had never heard `ready` in the session that it lost; or its user
-// left and joined one room twice since its last entry, so that the membership's two last spans do not reach back.
+// left and joined one room twice since its last entry, so that the membership's two last spans do not reach back; or it came
+// for a session that was attached, as far as the log knew, and had been taken over three times within ten seconds. Of that
+// last one only the node that decided it knows, and says so in its log; it must also be possible, by what was asked for.
 
 const ENTRIES = ["message", "joined", "left"];
 const LAST = "~"; // above every id
 /// Users who were away for less are online. With what a busy machine may add to it.
 const GRACE = 18_000;
+/// A session is taken over so often at most in so many ms, of the log's clock.
+const TAKEOVERS_MAX = 3;
+const TAKEOVERS_MS = 10_000;
+/// Between a CONNECT and what the log makes of it, or the client hears of it: a link that is held, a quorum that is missing.
+const LATE = 10_000;
+
+/// When which node refused to let a session be taken over once more, as their logs have it: sid -> times.
+export function contests(nodes) {
+  const line = /^(\S+) .*two clients take a session from each other.* sid=(\S+)/gm;
+  const found = new Map();
+  const origin = Date.now() - performance.now();
+  for (const [, time, sid] of nodes.flatMap((node) => [...node.log().matchAll(line)])) {
+    found.set(sid, [...(found.get(sid) ?? []), Date.parse(time) - origin]);
+  }
+  return found;
+}
 
 /// The rooms' lists: `lists` is an array of `{ ns, room, entries }`.
 export class Rooms {
@@ -85,9 +103,9 @@ const byId = (a, b) => (a.id < b.id ? -1 : a.id > b.id ? 1 : 0);
 
 /// Walks one member's log.
 class Walk {
-  constructor(member, rooms) {
+  constructor(member, rooms, contests) {
     const { ns, user } = member.person;
-    Object.assign(this, { member, rooms, ns, user, wrong: [], got: new Set(), read: new Set(), windows: [] });
+    Object.assign(this, { member, rooms, contests, ns, user, wrong: [], got: new Set(), read: new Set(), windows: [] });
     this.due = rooms.due(ns, user);
     this.mine = new Set(this.due.map(({ id }) => id));
     this.last = "";
@@ -129,8 +147,19 @@ class Walk {
   }
 
   reason(at) {
-    const stolen = this.member.thefts.some((theft) => theft.reply && theft.reply.pid !== theft.pid);
-    return !this.member.csr || this.goodbye || !this.session.ready || stolen || this.rejoined(this.last, this.rooms.writtenAfter(at));
+    const { sid, ready } = this.session;
+    // What another connection could not be told whole has ended the session.
+    const ended = ({ reply, pid, ...theft }) => theft.sid === sid && reply && reply.pid !== pid && !this.contested(sid, theft.at);
+    if (!this.member.csr || this.goodbye || !ready || this.member.thefts.some(ended)) return true;
+    return this.rejoined(this.last, this.rooms.writtenAfter(at)) || this.contested(sid, at);
+  }
+
+  /// Whether a node said so, when enough connections had asked for it.
+  contested(sid, at) {
+    const said = (this.contests.get(sid) ?? []).filter((time) => Math.abs(time - at) < LATE);
+    const asked = [...this.member.client.connects, ...this.member.thefts.map((theft) => theft.at)];
+    const possible = (time) => asked.filter((each) => each <= time && each > time - TAKEOVERS_MS - LATE).length > TAKEOVERS_MAX;
+    return said.some(possible);
   }
 
   rejoined(after, before) {
@@ -199,13 +228,14 @@ class Walk {
   }
 
   /// What another connection with its pid was told: from the offset on without a gap, as far as it came.
-  theft({ pid, offset, reply, finals, entries, at }) {
+  theft({ pid, sid, offset, reply, finals, entries, at }) {
     if (finals.length) this.no(`a second connection was sent ${finals[0]}`);
     if (!reply) return;
     const place = offset?.split(".")[2] ?? "";
     if (reply.pid !== pid) {
       const goodbye = this.member.log.some(({ event }) => event === "goodbye");
-      if (this.member.csr && !goodbye && !this.rejoined(place, this.rooms.writtenAfter(at + 10_000))) this.no(`a second connection got a fresh session after ${place}`);
+      const reason = !this.member.csr || goodbye || this.rejoined(place, this.rooms.writtenAfter(at + LATE)) || this.contested(sid, at);
+      if (!reason) this.no(`a second connection got a fresh session after ${place}`);
       return;
     }
     if (!entries.length) return;
@@ -250,10 +280,10 @@ function checkPresence(crowd) {
   return [...new Set(wrong)];
 }
 
-export function verdict(crowd, lists) {
+export function verdict(crowd, lists, contests) {
   const rooms = new Rooms(lists, crowd.said);
   const wrong = [...crowd.wrong, ...rooms.check(crowd.said), ...checkRefusals(crowd), ...checkPresence(crowd)];
-  for (const member of crowd.members) wrong.push(...new Walk(member, rooms).run());
+  for (const member of crowd.members) wrong.push(...new Walk(member, rooms, contests).run());
   for (const { ns, user, rooms: now } of crowd.people.values()) {
     const inList = rooms.spans(ns, user).filter(({ to }) => to === LAST).map(({ room }) => room).sort();
     if (String(inList) !== String([...now].sort())) wrong.push(`${user} is in ${inList} of ${ns}, and was told ${[...now].sort()}`);

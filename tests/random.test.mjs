@@ -1,19 +1,20 @@
 // Sixty stock clients through a minute of everything: kills, restarts, cuts, drains, double connects, joins and leaves.
 //
-// A run is a chain of rounds, each with a seed and a cluster of its own; `MOIM_SEED=<n>` runs a round's plan again (what the
-// machine makes of it is another matter), `MOIM_SECONDS=7200` goes on for two hours.
+// Here it is a short one, with another seed each time. A run is a chain of rounds, each with a seed and a cluster of its own;
+// `MOIM_SEED=<n>` runs a round's plan again (what the machine makes of it is another matter), `MOIM_SECONDS=7200` goes on for
+// two hours.
 import test from "node:test";
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { withCluster } from "../harness/cluster.mjs";
-import { rng } from "../harness/rng.mjs";
-import { eventually, sleep } from "../harness/wait.mjs";
-import { Crowd } from "./crowd.mjs";
-import { Faults } from "./faults.mjs";
-import { verdict } from "./verdict.mjs";
+import { withCluster } from "./harness/cluster.mjs";
+import { rng } from "./harness/rng.mjs";
+import { eventually, sleep } from "./harness/wait.mjs";
+import { Crowd } from "./random/crowd.mjs";
+import { Faults } from "./random/faults.mjs";
+import { contests, verdict } from "./random/verdict.mjs";
 
-const SECONDS = Number(process.env.MOIM_SECONDS ?? 40);
+const SECONDS = Number(process.env.MOIM_SECONDS ?? 15);
 const SEED = Number(process.env.MOIM_SEED ?? Math.floor(Math.random() * 1e6));
 const ROUND = 60;
 
@@ -73,8 +74,9 @@ const round = (seed, seconds) => withCluster({ links: true, settings: SETTINGS }
     await must("hashes", cluster.stateHashes());
     const all = await lists(cluster, cluster.nodes[0]);
     // What does not come is for the verdict to name.
-    await eventually("everything delivered", () => !verdict(crowd, all).length, { within: 5000, every: 500 }).catch(() => {});
-    wrong.push(...faults.wrong, ...verdict(crowd, all));
+    const judge = () => verdict(crowd, all, contests(cluster.nodes));
+    await eventually("everything delivered", () => !judge().length, { within: 5000, every: 500 }).catch(() => {});
+    wrong.push(...faults.wrong, ...judge());
     t.diagnostic(JSON.stringify({ ...counts(crowd), faults: faults.counts }));
     if (wrong.length) record(cluster, seed, { wrong, story: faults.story, lists: all, members: crowd.members });
     assert.deepEqual(wrong.slice(0, 20), [], `seed ${seed}`);
@@ -108,7 +110,10 @@ function conclusive(crowd, faults, seconds) {
 }
 
 function record(cluster, seed, { members, ...found }) {
-  const logs = members.map(({ name, person, log, thefts }) => ({ name, user: person.user, ns: person.ns, changes: person.changes, log, thefts }));
+  const logs = members.map(({ name, person, client, log, thefts }) => {
+    const { user, ns, changes } = person;
+    return { name, user, ns, changes, log, thefts, connects: client.connects };
+  });
   const file = join(cluster.folder, `seed-${seed}.json`);
   writeFileSync(file, JSON.stringify({ seed, ...found, logs }));
   console.error(`what everybody heard, and what happened when: ${file}`);
