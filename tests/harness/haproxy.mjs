@@ -41,7 +41,7 @@ export class Haproxy {
     haproxy.control = join(cluster.folder, "haproxy.sock");
     const file = join(cluster.folder, "haproxy.cfg");
     writeFileSync(file, config({ mode, check, alive }, port, cluster.nodes, haproxy.control));
-    haproxy.url = `http://127.0.0.1:${port}`;
+    Object.assign(haproxy, { port, url: `http://127.0.0.1:${port}` });
     haproxy.child = spawnGuarded(BIN, ["-db", "-f", file], { logFile: join(cluster.folder, "haproxy.log") });
     await eventually("HAProxy sees every node", async () => (await haproxy.up()).length === cluster.nodes.length);
     return haproxy;
