@@ -131,9 +131,9 @@ test("a rolling restart of all three nodes makes none of 300 users offline or on
 
 test("kill -9: who does not come back is offline and then gone, in time, and nobody else", { timeout: 90_000 },
   withCluster({
-    settings: { "presence.grace": "2s", "session.ttl": "12s" },
+    settings: { "presence.grace": "2s", "session.ttl": "18s", "node.isolation": "6s" },
   }, async ({ cluster, t }) => {
-    const [grace, ttl, late] = [2000, 12_000, 5000];
+    const [grace, ttl, late] = [2000, 18_000, 5000];
     const room = unique("room");
     const victim = await cluster.leader();
     const [here, there] = cluster.others(victim);

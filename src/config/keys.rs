@@ -97,7 +97,7 @@ keys! {
     "relay" = "", relay as list "EVENT,…": "Events sent on to a room as they are, volatile";
 
     "session.ttl" = "120s", session.ttl as duration "TIME": "How long a session without a transport lives";
-    "node.timeout" = "5s", node.timeout as duration "TIME": "When a silent node is declared down";
+    "node.timeout" = "5s", node.timeout as duration "TIME": "When a silent node is declared down; one that was killed, after a third of it";
     "node.isolation" = "10s", node.isolation as duration "TIME": "When a node without a leader lets its clients go";
     "node.replace-after" = "10m", node.replace_after as duration "TIME": "When an empty node may take a dead one's place by itself";
     "drain.delay" = "1s", drain.delay as duration "TIME": "Time for the balancer to notice, before the first client is moved";
