@@ -108,11 +108,9 @@ export class Cluster {
   }
 
   async peerProxy(node) {
-    // A node announces one address to all others; who connects says its name first.
-    const classify = async (socket) => {
-      const hello = await firstBytes(socket);
-      return this.nodes.find(({ name }) => hello.includes(name))?.name ?? "unknown";
-    };
+    // A node announces one address to all others; who connects says its name first, though not in its first packet.
+    const named = (hello) => this.nodes.find(({ name }) => hello.includes(name))?.name;
+    const classify = async (socket) => named(await firstBytes(socket, named)) ?? "unknown";
     node.proxy = await Proxy.start({ target: node.peer, port: await freePort(), classify });
     this.proxies.push(node.proxy);
     return node.proxy.port;

@@ -137,15 +137,20 @@ export class Link {
   }
 }
 
-/// The first bytes that a connection brings, which stay in it; none when it ends before.
-export const firstBytes = (socket) =>
+/// The first bytes that a connection brings, until they are `enough` or it ends. They stay in it.
+export const firstBytes = (socket, enough) =>
   new Promise((resolve) => {
-    socket.once("close", () => resolve(Buffer.alloc(0)));
-    socket.once("readable", () => {
-      const bytes = socket.read() ?? Buffer.alloc(0);
-      if (bytes.length) socket.unshift(bytes);
+    let bytes = Buffer.alloc(0);
+    const done = () => {
+      socket.off("readable", look);
+      if (bytes.length && !socket.readableEnded) socket.unshift(bytes);
       resolve(bytes);
-    });
+    };
+    const look = () => {
+      bytes = Buffer.concat([bytes, socket.read() ?? Buffer.alloc(0)]);
+      if (enough(bytes)) done();
+    };
+    socket.on("readable", look).once("end", done).once("close", done);
   });
 
 export class Proxy {

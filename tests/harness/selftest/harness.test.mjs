@@ -189,11 +189,13 @@ test("a cluster is started, asked, stopped and cleared away", async () => {
 test("a proxy names links by what a connection says first, and passes that on", async () => {
   const echo = createServer((socket) => socket.pipe(socket));
   await new Promise((resolve) => echo.listen(0, "127.0.0.1", resolve));
-  const classify = async (socket) => `${await firstBytes(socket)}`;
+  const classify = async (socket) => `${await firstBytes(socket, (bytes) => bytes.length >= 3)}`;
   const proxy = await Proxy.start({ target: () => echo.address().port, classify });
   const heard = {};
   const sockets = ["ada", "bob"].map((name) => {
-    const socket = connect(proxy.port, "127.0.0.1", () => socket.write(name));
+    const socket = connect({ port: proxy.port, host: "127.0.0.1", noDelay: true }, async () => {
+      for (const letter of name) await sleep(10).then(() => socket.write(letter));
+    });
     return socket.on("data", (data) => (heard[name] = `${heard[name] ?? ""}${data}`));
   });
   await eventually("echoed", () => heard.ada === "ada" && heard.bob === "bob");
