@@ -108,6 +108,22 @@ test("one session, two connections", { timeout: 120_000 }, withCluster({}, async
     assert.ok(seen.first && seen.second, `not conclusive: ${JSON.stringify(seen)}`);
   });
 
+  await step("presented to a node that has not heard of it yet: that one asks the leader before it says no", async () => {
+    const late = await cluster.follower();
+    for (let i = 0; i < 5; i++) {
+      const [born, raw] = await Promise.all([Raw.open(one === late ? two.client : one.client), Raw.open(late.client)]);
+      const user = unique("user");
+      // Stopped, it can have applied nothing of what the others commit.
+      late.stop();
+      const { sid, pid } = await born.connect({ user });
+      raw.send(`40${JSON.stringify({ user, pid })}`);
+      late.cont();
+      const answer = await raw.next((packet) => packet.startsWith("40{"));
+      assert.deepEqual(JSON.parse(answer.slice(2)), { sid, pid });
+      for (const each of [born, raw]) each.destroy();
+    }
+  });
+
   await step("a duplicated tab ends with two sessions, not with a fight", async () => {
     for (const nodes of [[one, two], [one, one]]) {
       const room = unique("room");
