@@ -264,6 +264,29 @@ fn number(body: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        bench: RollingRestart,
+    }
+
+    #[test]
+    fn what_a_member_missed_and_what_came_twice_is_counted() {
+        let bench = <Cli as clap::Parser>::parse_from(["bench"]).bench;
+        let (run, gaps) = (Arc::new(Run::default()), Latency::new());
+        run.acked.lock().unwrap().extend([(1, 0), (2, 0), (3, 1)]);
+        run.fresh.store(1, Ordering::Relaxed);
+        (0..4).for_each(|_| gaps.record(RETRY));
+        let lives = [(0, vec![1, 2, 2]), (1, vec![1]), (ROOM, vec![3, 4])].map(|(number, heard)| {
+            let life = bench.life(run.clone(), number, gaps.clone());
+            Life { heard, away: (number == 1).then(Instant::now), ..life }
+        });
+        let report: serde_json::Value = serde_json::from_str(&bench.report(&run, &gaps, &lives).json()).unwrap();
+        let figures = ["acked", "deliveries_due", "lost", "doubled", "gaps", "recovered", "still_away"];
+        // Of the first room 2 did not come to its second member. What nobody was promised is due to nobody.
+        assert_eq!(figures.map(|name| report[name].as_f64().unwrap()), [3.0, 5.0, 1.0, 1.0, 4.0, 0.75, 1.0]);
+    }
+
     #[test]
     fn a_message_is_known_by_its_number() {
         assert_eq!(
