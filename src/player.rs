@@ -9,7 +9,7 @@
 //!   from the state, which is ahead.
 //! - The ack of a command is written when the player comes to it, so acks and events of one socket have one order.
 //! - A seat that cannot take a packet is let go. Nobody waits for a client that does not read; for writers that had no
-//!   turn yet the player waits as [`pace`] says.
+//!   turn yet the player waits as `pace` says.
 //! - When the node's incarnation is over, or its state jumped, every seat is let go.
 
 mod pace;
