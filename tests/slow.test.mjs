@@ -8,7 +8,8 @@ import { http } from "./harness/http.mjs";
 import { Raw } from "./harness/raw.mjs";
 import { eventually } from "./harness/wait.mjs";
 
-const SETTINGS = { "limits.queue-bytes": "128KiB", "history.bytes": "32MiB", "replay.bytes": "32MiB" };
+/// Room for eight of these bodies: where it is for two, a busy machine cuts clients that do read.
+const SETTINGS = { "limits.queue-bytes": "512KiB", "history.bytes": "32MiB", "replay.bytes": "32MiB" };
 const BODY = "x".repeat(60_000);
 const slowOn = async (node) =>
   Number((await http(node.admin, "/metrics")).text.match(/^moim_slow_consumers_disconnected_total (\d+)$/m)[1]);
@@ -119,7 +120,9 @@ test("receivers that stop reading, polling, or reading through another node", { 
     const COUNT = 240;
     let most = 0;
     for (let n = 1; n < COUNT; n++) {
-      await others[0].ok("message", { room, text: { n, at: performance.now(), body: BODY } });
+      const { id } = await others[0].ok("message", { room, text: { n, at: performance.now(), body: BODY } });
+      // All that a node which lags behind catches up with at once may be too much for anybody.
+      await Promise.all(others.map((client) => client.next("message", (message) => message.id === id)));
       if (n % 10 === 0) most = Math.max(most, residentBytes(one));
     }
     await eventually("each is let go, and counted once", async () => (await slowOn(one)) === POLLERS + 2, { within: 15_000 });
@@ -177,9 +180,9 @@ test("a receiver that stalls in the middle of its replay", { timeout: 60_000 },
     await poller.until('42["message"');
     const heard = numbers(poller.packets).length;
     assert.ok(heard < 11, "not conclusive: it came in one go");
-    await say(12, 20);
+    await say(12, 30);
     await eventually("it is let go", async () => (await slowOn(one)) === 1);
-    await eventually("the other has everything", () => beside.messages(room).length === 20);
+    await eventually("the other has everything", () => beside.messages(room).length === 30);
     assert.deepEqual(beside.outages, []);
-    await recovers("it", user, away.pid, [...away.packets, ...poller.packets], two, 20);
+    await recovers("it", user, away.pid, [...away.packets, ...poller.packets], two, 30);
   }));
