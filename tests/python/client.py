@@ -35,6 +35,11 @@ async def carry_out(client, ask):
         )
         return client.transport()
     if ask["do"] == "disconnect":
+        # What is queued while a post is under way (its answer may come by a poll before the post is done) this client never
+        # sends, once it disconnects: its DISCONNECT would be lost. Over a WebSocket it is lost anyhow, and after a lost one
+        # the queue has for ever something that was not done.
+        if client.transport() == "polling":
+            await asyncio.wait_for(client.eio.queue.join(), ANSWER_SECONDS)
         return await client.disconnect()
     return await client.call(ask["event"], ask["data"], namespace=ask["namespace"], timeout=ANSWER_SECONDS)
 
