@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use serde::{Deserialize, Serialize};
 
 /// What ends a name.
-const END: char = '\0';
+const END: u8 = 0;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameSet(String);
@@ -16,11 +16,11 @@ pub struct NameSet(String);
 impl NameSet {
     /// In name order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.split_terminator(END)
+        self.0.split_terminator(char::from(END))
     }
 
     pub fn len(&self) -> u64 {
-        self.names().count() as u64
+        self.0.bytes().filter(|byte| *byte == END).count() as u64
     }
 
     pub fn is_empty(&self) -> bool {
@@ -35,27 +35,33 @@ impl NameSet {
     pub fn insert(&mut self, name: &str) {
         let (at, there) = self.place(name);
         debug_assert!(!there, "a set holds a name once");
-        self.0.reserve(name.len() + END.len_utf8());
-        self.0.insert(at, END);
+        self.0.reserve(name.len() + 1);
+        self.0.insert(at, char::from(END));
         self.0.insert_str(at, name);
     }
 
     pub fn remove(&mut self, name: &str) {
         if let (at, true) = self.place(name) {
-            self.0.replace_range(at..at + name.len() + END.len_utf8(), "");
+            self.0.replace_range(at..at + name.len() + 1, "");
         }
     }
 
-    /// At which byte the name is, or would be.
+    /// At which byte the name is, or would be. The order of bytes is the order of names.
     fn place(&self, name: &str) -> (usize, bool) {
-        let mut at = 0;
-        for other in self.names() {
-            match other.cmp(name) {
-                Ordering::Less => at += other.len() + END.len_utf8(),
-                order => return (at, order.is_eq()),
+        let bytes = self.0.as_bytes();
+        // Both where a name begins, or behind the last.
+        let (mut low, mut high) = (0, bytes.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let begin = bytes[low..middle].iter().rposition(|byte| *byte == END).map_or(low, |end| low + end + 1);
+            let len = bytes[begin..].iter().position(|byte| *byte == END).unwrap_or(bytes.len() - begin);
+            match bytes[begin..begin + len].cmp(name.as_bytes()) {
+                Ordering::Less => low = (begin + len + 1).min(high),
+                Ordering::Greater => high = begin,
+                Ordering::Equal => return (begin, true),
             }
         }
-        (at, false)
+        (low, false)
     }
 }
 
