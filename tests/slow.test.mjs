@@ -186,3 +186,22 @@ test("a receiver that stalls in the middle of its replay", { timeout: 60_000 },
     assert.deepEqual(beside.outages, []);
     await recovers("it", user, away.pid, [...away.packets, ...poller.packets], two, 30);
   }));
+
+test("a burst that comes in one go cuts nobody who reads", { timeout: 60_000 },
+  withCluster({ settings: { ...SETTINGS, "limits.queue-bytes": "256KiB" } }, async ({ cluster }) => {
+    const [one, two] = cluster.nodes;
+    const room = unique("room");
+    const sender = await Client.ready(two.url, { user: unique("sender") });
+    const readers = await Promise.all([one, one, one].map((node) => Client.ready(node.url, { user: unique("reader") })));
+    for (const client of [sender, ...readers]) await client.ok("join", room);
+    // What waits for the first of them makes up one batch, four times as large as what may wait for a client.
+    const COUNT = 30;
+    const acks = await Promise.all(Array.from({ length: COUNT }, (_, n) => sender.request("message", { room, text: { n, body: BODY } })));
+    assert.ok(acks.every(({ ok }) => ok), JSON.stringify(acks));
+    for (const client of [sender, ...readers]) {
+      await eventually("everything is there", () => client.messages(room).length === COUNT);
+      assert.deepEqual(client.messages(room).map(({ text }) => text.n), [...Array(COUNT).keys()]);
+      assert.deepEqual(client.outages, [], "nobody is cut");
+    }
+    for (const node of cluster.nodes) assert.equal(await slowOn(node), 0);
+  }));
