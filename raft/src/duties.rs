@@ -167,8 +167,7 @@ impl Duties {
     /// Whether its connections ended after it was last heard of: it was killed, or is starting again, but not merely slow.
     fn is_gone(&self, node: NodeId, heard: Option<Instant>, now: Instant) -> bool {
         let signs = self.local.signs(node);
-        let before = |gone: Duration| heard.is_some_and(|at| now.saturating_duration_since(at) < gone);
-        signs.is_gone() && !signs.gone.is_some_and(before)
+        signs.is_gone() && heard.is_none_or(|at| signs.gone <= Some(now.saturating_duration_since(at)))
     }
 
     /// To tell whether a user is away costs some reads, so of very many lost sessions each look takes some and the next goes on

@@ -48,7 +48,7 @@ impl Chat {
         let ago = match (signs.heard, signs.gone) {
             // It is back: what ended then was the old process.
             (Some(heard), Some(gone)) if over && heard < gone => gone,
-            (Some(heard), Some(gone)) if gone <= heard => gone,
+            (Some(_), Some(gone)) if signs.is_gone() => gone,
             (Some(heard), _) if over || heard >= SILENCE => heard,
             _ => return None,
         };
