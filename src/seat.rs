@@ -243,24 +243,20 @@ impl Seat {
         self.go_live(outlet).await
     }
 
-    /// Waits until at most half of the bound is taken, or the seat's transport has ended.
+    /// Waits until half of the bound is free again, or the seat's transport has ended.
     pub async fn eased(&self) {
-        let transport = match &*self.lock() {
-            Stage::Live(outlet) => outlet.transport().clone(),
-            _ => return,
-        };
-        transport.drained(self.half()).await;
+        if let Some(transport) = self.transport() {
+            transport.drained(self.half()).await;
+        }
     }
 
     fn half(&self) -> usize {
         self.bounds.queue_bytes_max / 2
     }
 
-    /// Waits until the stream has sent so much that half of the bound is free again.
+    /// As [`Seat::eased`], for the socket that it is being given.
     async fn pace(&self, outlet: &Outlet) {
-        if outlet.transport().queued_bytes() > self.half() {
-            outlet.transport().drained(self.half()).await;
-        }
+        outlet.transport().drained(self.half()).await;
     }
 
     /// Moves what has come meanwhile to the socket, in steps that leave the player a turn; the last one makes it live.
