@@ -27,7 +27,8 @@ use crate::adapter::{AckSender, PeerAdapter, SocketRef};
 /// Bytes that may be queued for one socket's transport by default (`limits.queue-bytes`). Past it the socket is poisoned.
 pub const QUEUE_BYTES: usize = 1024 * 1024;
 
-/// An event packet, encoded once and shared by all sockets that it goes to.
+/// An event whose arguments are text already, shared by all sockets that it goes to. What a packet has around them is written
+/// for each socket, by socketioxide.
 #[derive(Clone, Debug)]
 pub struct Encoded(Arc<Event>);
 
