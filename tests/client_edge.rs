@@ -215,9 +215,10 @@ async fn a_lost_websocket_is_learnt_from_its_stream() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gentle_close_reaches_the_client_as_1012_after_what_was_queued() {
     let node = Node::plain().await;
-    node.io.ns("/", async |socket: SocketRef| {
+    let hub = node.hub.clone();
+    node.io.ns("/", async move |socket: SocketRef| {
         let transport = socketio::transport(&socket).unwrap();
-        let outlet = Outlet::new(socket, transport.clone());
+        let outlet = Outlet::new(&hub, socket, transport.clone()).unwrap();
         outlet.event(&Encoded::from_json("moim:drain", r#"{"within":1}"#.to_owned()).unwrap()).unwrap();
         transport.drained(0).await;
         transport.close_gently().await;
@@ -235,13 +236,17 @@ async fn a_gentle_close_reaches_the_client_as_1012_after_what_was_queued() {
 #[tokio::test(flavor = "multi_thread")]
 async fn events_acks_and_volatiles_arrive_as_they_were_encoded_and_are_all_counted() {
     let node = Node::plain().await;
-    let args =
-        || [r#"{"text":[1,"é\u0000"]}"#, r#""m1.abcd.0""#].map(|arg| RawValue::from_string(arg.to_owned()).unwrap());
+    let message = || {
+        let args =
+            [r#"{"text":[1,"é\u0000"]}"#, r#""m1.abcd.0""#].map(|arg| RawValue::from_string(arg.to_owned()).unwrap());
+        Encoded::new("mess\"age", &[&args[0], &args[1]])
+    };
+    let hub = node.hub.clone();
     node.io.ns("/group-chat", async move |socket: SocketRef| {
         let transport = socketio::transport(&socket).unwrap();
-        let outlet = Arc::new(Outlet::new(socket.clone(), transport));
+        let outlet = Arc::new(Outlet::new(&hub, socket.clone(), transport).unwrap());
         socket.on("ask", async move |ack: Ack| {
-            outlet.event(&Encoded::new("mess\"age", args().into())).unwrap();
+            outlet.event(&message()).unwrap();
             outlet.ack(ack, &RawValue::from_string(r#"{"ok":true}"#.to_owned()).unwrap()).unwrap();
             // Would wait for ever, had more been counted than is written.
             outlet.transport().drained(0).await;
@@ -257,11 +262,7 @@ async fn events_acks_and_volatiles_arrive_as_they_were_encoded_and_are_all_count
     assert_eq!(event, r#"42/group-chat,["mess\"age",{"text":[1,"é\u0000"]},"m1.abcd.0"]"#);
     assert_eq!(ack, r#"43/group-chat,1234[{"ok":true}]"#);
     assert_eq!(volatile, r#"42/group-chat,["typing",{}]"#);
-    assert_eq!(
-        Encoded::new("mess\"age", args().into()).bytes("/group-chat"),
-        2 + event.len(),
-        "what is counted is what is written"
-    );
+    assert_eq!(message().bytes("/group-chat"), 2 + event.len(), "what is counted is what is written");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,13 +270,14 @@ async fn after_a_full_queue_nothing_more_arrives() {
     let node = Node::plain().await;
     let (done, mut result) = mpsc::unbounded_channel();
     let (gone, mut ended) = mpsc::unbounded_channel();
+    let hub = node.hub.clone();
     node.io.ns("/", async move |socket: SocketRef| {
         let gone = gone.clone();
         socket.on_disconnect(async move || {
             gone.send(()).ok();
         });
         let transport = socketio::transport(&socket).unwrap();
-        let outlet = Arc::new(Outlet::new(socket.clone(), transport).with_limit(200_000));
+        let outlet = Arc::new(Outlet::new(&hub, socket.clone(), transport).unwrap().with_limit(200_000));
         let done = done.clone();
         socket.on("go", async move |ack: Ack| {
             let filler = "x".repeat(10_000);
@@ -320,13 +322,14 @@ async fn leaving_one_namespace_ends_its_outlet_and_not_the_connection() {
     let (left, mut gone) = mpsc::unbounded_channel();
     for path in ["/", "/group-chat"] {
         let (outlets, left) = (outlets.clone(), left.clone());
+        let hub = node.hub.clone();
         node.io.ns(path, async move |socket: SocketRef| {
             let left = left.clone();
             socket.on_disconnect(async move || {
                 left.send(()).ok();
             });
             let transport = socketio::transport(&socket).unwrap();
-            outlets.send(Outlet::new(socket, transport)).ok();
+            outlets.send(Outlet::new(&hub, socket, transport).unwrap()).ok();
         });
     }
     let mut ws = node.websocket().await;

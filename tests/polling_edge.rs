@@ -160,9 +160,10 @@ async fn a_poll_that_waits_when_its_client_leaves_ends_with_a_noop() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gentle_close_of_a_polling_transport_comes_after_what_was_queued() {
     let node = Node::plain().await;
-    node.io.ns("/", async |socket: SocketRef| {
+    let hub = node.hub.clone();
+    node.io.ns("/", async move |socket: SocketRef| {
         let transport = socketio::transport(&socket).unwrap();
-        let outlet = Outlet::new(socket, transport.clone());
+        let outlet = Outlet::new(&hub, socket, transport.clone()).unwrap();
         outlet.event(&Encoded::from_json("moim:drain", r#"{"within":1}"#.to_owned()).unwrap()).unwrap();
         // Would wait for ever, were less counted as written than was queued.
         transport.drained(0).await;
@@ -247,9 +248,10 @@ async fn a_post_past_the_bound_or_of_rubbish_ends_the_session() {
 async fn a_client_that_does_not_poll_is_poisoned_by_bytes() {
     let node = Node::plain().await;
     let (done, mut result) = mpsc::unbounded_channel();
+    let hub = node.hub.clone();
     node.io.ns("/", async move |socket: SocketRef| {
         let transport = socketio::transport(&socket).unwrap();
-        let outlet = Outlet::new(socket, transport).with_limit(200_000);
+        let outlet = Outlet::new(&hub, socket, transport).unwrap().with_limit(200_000);
         let filler = Encoded::from_json("message", format!("\"{}\"", "x".repeat(10_000))).unwrap();
         let sent = (0..1000).take_while(|_| outlet.event(&filler).is_ok()).count();
         done.send((sent, outlet.lost())).ok();

@@ -215,9 +215,10 @@ async fn a_client_that_does_not_read_is_let_go_by_the_node_between_too() {
     let peers = Peers::default();
     let (a, relay) = node(1, &peers, Limits { stall_timeout: Duration::from_secs(1), ..Limits::default() }).await;
     let (b, _) = node(2, &peers, Limits::default()).await;
+    let hub = b.hub.clone();
     b.io.ns("/flood", async move |socket: SocketRef| {
         let transport = socketio::transport(&socket).unwrap();
-        let outlet = Outlet::new(socket, transport).with_limit(200_000);
+        let outlet = Outlet::new(&hub, socket, transport).unwrap().with_limit(200_000);
         let filler = Encoded::from_json("message", format!("\"{}\"", "x".repeat(10_000))).unwrap();
         let mut stuck = false;
         while outlet.event(&filler).is_ok() {

@@ -181,7 +181,7 @@ impl Hub {
         self.namespaces().remove(ns);
     }
 
-    fn adapter(&self, ns: &str) -> Option<Arc<PeerAdapter>> {
+    pub(crate) fn adapter(&self, ns: &str) -> Option<Arc<PeerAdapter>> {
         self.namespaces().get(ns)?.upgrade()
     }
 

@@ -29,9 +29,9 @@ pub mod wire;
 use std::{sync::Arc, time::Duration};
 
 use futures_util::stream::{BoxStream, SelectAll};
-use socketioxide::{AckError, BroadcastError, adapter::Emitter, socket::Sid};
+use socketioxide::{AckError, BroadcastError, SocketError, adapter::Emitter, socket::Sid};
 use socketioxide_core::{
-    Value,
+    Str, Value,
     adapter::{
         BroadcastFlags, BroadcastOptions, CoreAdapter, CoreLocalAdapter, DefinedAdapter, RemoteSocketData, Room,
         RoomParam, errors::AdapterError,
@@ -209,6 +209,32 @@ impl CoreAdapter<Emitter> for PeerAdapter {
 }
 
 impl PeerAdapter {
+    /// Queues an event for one socket of this node. `json` is its whole array: of what goes to many sockets, each is given
+    /// the same text, where `socket.emit` would write it anew.
+    ///
+    /// # Errors
+    /// If the socket's queue is full, or it has gone.
+    pub(crate) fn send(&self, socket: &SocketRef, json: Str) -> Result<(), SocketError> {
+        let gone = || if socket.connected() { Ok(()) } else { Err(SocketError::Closed) };
+        gone()?;
+        let sent = self.local.broadcast(self.event(json), BroadcastOptions::new(socket.id));
+        sent.map_err(|errors| errors.into_iter().next().unwrap_or(SocketError::Closed))?;
+        // Who has gone meanwhile was passed over without an error, but is not connected any more.
+        gone()
+    }
+
+    /// The same in the one place that a socket has for what may be lost.
+    pub(crate) fn send_volatile(&self, socket: &SocketRef, json: Str) {
+        let mut opts = BroadcastOptions::new(socket.id);
+        opts.add_flag(BroadcastFlags::Volatile);
+        // What may be lost has no error.
+        self.local.broadcast(self.event(json), opts).ok();
+    }
+
+    fn event(&self, json: Str) -> Packet {
+        Packet::event(self.local.path().clone(), Value::Str(json, None))
+    }
+
     fn ns(&self) -> String {
         self.local.path().to_string()
     }

@@ -91,7 +91,8 @@ impl Emit {
     /// To the sockets of this node; their number.
     pub(super) fn here(self, node: &Node) -> usize {
         let seats = node.chat.seats.named(&self.ns, &self.rooms, &self.users, &self.sids);
-        let event = Encoded::new(self.event, self.args);
+        let args: Vec<&RawValue> = self.args.iter().map(|arg| &**arg).collect();
+        let event = Encoded::new(&self.event, &args);
         for seat in &seats {
             match self.volatile {
                 true => seat.volatile(&event),

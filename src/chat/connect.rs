@@ -160,7 +160,8 @@ impl Chat {
         if let Some(handler) = self.handlers.of(socket.ns()) {
             handler(socket.clone()).await;
         }
-        let outlet = Outlet::new(socket, transport).with_limit(self.settings.queue_bytes_max);
+        let Some(outlet) = Outlet::new(&self.hub, socket, transport) else { return self.give_up(&seat) };
+        let outlet = outlet.with_limit(self.settings.queue_bytes_max);
         let ready = event::ready(&event::Ready {
             user: seat.user.as_str(),
             sid: seat.holder.sid.as_str(),

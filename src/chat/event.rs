@@ -182,7 +182,7 @@ impl Encoder {
             What::Left => ("left", moved(room, entry)),
         };
         let offset = raw(&self.offset(entry.position));
-        Played { with_offset: Encoded::new(name, vec![body.clone(), offset]), plain: Encoded::new(name, vec![body]) }
+        Played { with_offset: Encoded::new(name, &[&body, &offset]), plain: Encoded::new(name, &[&body]) }
     }
 }
 
@@ -206,7 +206,7 @@ fn moved(room: &Room, entry: &RoomEntry) -> Box<RawValue> {
 }
 
 pub fn ready(ready: &Ready<'_>) -> Encoded {
-    Encoded::new("ready", vec![raw(ready)])
+    Encoded::new("ready", &[&raw(ready)])
 }
 
 pub fn typing_body(room: &Room, user: &User) -> Box<RawValue> {
@@ -216,12 +216,12 @@ pub fn typing_body(room: &Room, user: &User) -> Box<RawValue> {
 /// That a member of the room came or went. No entry of the room: it has no offset, and does not end in a string.
 pub fn presence(room: &Room, user: &User, online: bool) -> Encoded {
     let name = if online { "online" } else { "offline" };
-    Encoded::new(name, vec![raw(&UserInRoom { room: room.as_str(), user: user.as_str() })])
+    Encoded::new(name, &[&raw(&UserInRoom { room: room.as_str(), user: user.as_str() })])
 }
 
 /// Sent just before a connection is closed for a planned stop.
 pub fn drain(within: std::time::Duration) -> Encoded {
-    Encoded::new("moim:drain", vec![raw(&Drain { within: within.as_millis() as u64 })])
+    Encoded::new("moim:drain", &[&raw(&Drain { within: within.as_millis() as u64 })])
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ impl Chat {
 
     /// Sends an event to the room's sockets on all nodes but to the one that it came from.
     pub fn send_volatile(&self, ns: &Namespace, room: &Room, from: &Sid, name: &str, body: &RawValue) {
-        self.seats.volatile(ns, room, Some(from), &Encoded::new(name, vec![body.to_owned()]));
+        self.seats.volatile(ns, room, Some(from), &Encoded::new(name, &[body]));
         let (ns, room) = (ns.clone(), room.clone());
         let event = RoomEvent { ns, room, name: name.to_owned(), body: body.get().to_owned() };
         if let Err(error) = self.hub.tell(Reach::Everywhere, &News::Volatile(event)) {
@@ -29,7 +29,7 @@ impl Chat {
 
     /// An ephemeral event of another node.
     pub fn receive_volatile(&self, event: RoomEvent) {
-        if let Ok(encoded) = Encoded::from_json(event.name, event.body) {
+        if let Ok(encoded) = Encoded::from_json(&event.name, event.body) {
             self.seats.volatile(&event.ns, &event.room, None, &encoded);
         }
     }

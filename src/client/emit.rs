@@ -13,65 +13,47 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use serde::ser::{Serialize, SerializeTuple, Serializer};
 use serde_json::value::RawValue;
 use socketioxide::{
     SendError, SocketError,
     handler::{FromMessageParts, Value},
     socket::Socket,
 };
+use socketioxide_core::Str;
 
 use super::{frame::frame_bytes, socketio::Prefix, transport::Transport};
-use crate::adapter::{AckSender, PeerAdapter, SocketRef};
+use crate::adapter::{AckSender, Hub, PeerAdapter, SocketRef};
 
 /// Bytes that may be queued for one socket's transport by default (`limits.queue-bytes`). Past it the socket is poisoned.
 pub const QUEUE_BYTES: usize = 1024 * 1024;
 
-/// An event whose arguments are text already, shared by all sockets that it goes to. What a packet has around them is written
-/// for each socket, by socketioxide.
+/// An event as text, `["name",arg,…]`, encoded once and shared by all sockets that it goes to. For each of them socketioxide
+/// copies it behind the packet's type and namespace.
 #[derive(Clone, Debug)]
-pub struct Encoded(Arc<Event>);
-
-#[derive(Debug)]
-struct Event {
-    name: String,
-    args: Args,
-    /// Length of `["name",arg,…]`.
-    length: usize,
-}
+pub struct Encoded(Str);
 
 impl Encoded {
     /// An event `name` with `args`, each one JSON value.
-    pub fn new(name: impl Into<String>, args: Vec<Box<RawValue>>) -> Self {
-        let name = name.into();
-        let quoted = serde_json::to_string(&name).expect("a string is always JSON").len();
-        let length = 2 + quoted + args.iter().map(|arg| 1 + arg.get().len()).sum::<usize>();
-        Self(Arc::new(Event { name, args: Args(args), length }))
+    pub fn new(name: &str, args: &[&RawValue]) -> Self {
+        let mut json = serde_json::to_string(name).expect("a string is always JSON");
+        json.insert(0, '[');
+        json.reserve_exact(1 + args.iter().map(|arg| 1 + arg.get().len()).sum::<usize>());
+        args.iter().for_each(|arg| json.extend([",", arg.get()]));
+        json.push(']');
+        Self(json.into())
     }
 
     /// An event with one JSON text as its argument.
     ///
     /// # Errors
     /// If `json` is not one JSON value.
-    pub fn from_json(name: impl Into<String>, json: String) -> serde_json::Result<Self> {
-        Ok(Self::new(name, vec![RawValue::from_string(json)?]))
+    pub fn from_json(name: &str, json: String) -> serde_json::Result<Self> {
+        Ok(Self::new(name, &[&RawValue::from_string(json)?]))
     }
 
     /// The bytes that it takes on a WebSocket in a namespace.
     pub fn bytes(&self, ns: &str) -> usize {
-        packet_bytes(ns, 0, self.0.length)
-    }
-}
-
-/// Arguments that socketioxide spreads over the event's array, because they serialise as a tuple.
-#[derive(Debug)]
-struct Args(Vec<Box<RawValue>>);
-
-impl Serialize for Args {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut tuple = serializer.serialize_tuple(self.0.len())?;
-        self.0.iter().try_for_each(|arg| tuple.serialize_element(arg))?;
-        tuple.end()
+        packet_bytes(ns, 0, self.0.len())
     }
 }
 
@@ -129,6 +111,8 @@ impl std::error::Error for Lost {}
 /// The way to one socket. All that must not overtake, be doubled or be lost goes through it.
 pub struct Outlet {
     socket: SocketRef,
+    /// Its namespace's, which takes packets that are text already.
+    adapter: Arc<PeerAdapter>,
     transport: Transport,
     limit: usize,
     /// Held while a packet is queued, so that none gets in between the one that failed and the poison.
@@ -136,9 +120,11 @@ pub struct Outlet {
 }
 
 impl Outlet {
-    /// An outlet with a bound of [`QUEUE_BYTES`]. Its socket must be connected: make it in the connect handler.
-    pub fn new(socket: SocketRef, transport: Transport) -> Self {
-        Self { socket, transport, limit: QUEUE_BYTES, lost: Mutex::new(None) }
+    /// An outlet with a bound of [`QUEUE_BYTES`]. Its socket must be connected: make it in the connect handler. `None` when
+    /// its namespace is none of this hub's.
+    pub fn new(hub: &Hub, socket: SocketRef, transport: Transport) -> Option<Self> {
+        let adapter = hub.adapter(socket.ns())?;
+        Some(Self { socket, adapter, transport, limit: QUEUE_BYTES, lost: Mutex::new(None) })
     }
 
     /// The same with another bound.
@@ -152,7 +138,7 @@ impl Outlet {
     /// # Errors
     /// If it could not be queued, now or earlier: the outlet is poisoned, and cut if its queue was full.
     pub fn event(&self, event: &Encoded) -> Result<(), Lost> {
-        self.queue(event.bytes(self.socket.ns()), || self.socket.emit(&event.0.name, &event.0.args))
+        self.queue(event.bytes(self.socket.ns()), || self.adapter.send(&self.socket, event.0.clone()))
     }
 
     /// Queues the answer `data` to an event; nothing if the client did not ask for one.
@@ -162,7 +148,12 @@ impl Outlet {
     pub fn ack(&self, ack: Ack, data: &RawValue) -> Result<(), Lost> {
         let Some(id) = ack.id else { return Ok(()) };
         let bytes = packet_bytes(self.socket.ns(), id.to_string().len(), 2 + data.get().len());
-        self.queue(bytes, || ack.sender.send(data))
+        self.queue(bytes, || match ack.sender.send(data) {
+            Err(SendError::Socket(error)) => Err(error),
+            // JSON that is text already always serialises. If it did not, it would be a gap like any other.
+            Err(SendError::Serialize(_)) => Err(SocketError::InternalChannelFull),
+            Ok(()) => Ok(()),
+        })
     }
 
     /// Hands over an event that may be lost and may overtake others: nothing if anything is wrong. It has a place of one
@@ -170,8 +161,7 @@ impl Outlet {
     pub fn volatile(&self, event: &Encoded) {
         let lost = self.lost.lock().expect("nothing panics under this lock");
         if lost.is_none() {
-            // What may be lost has no error.
-            self.socket.volatile().emit(&event.0.name, &event.0.args).ok();
+            self.adapter.send_volatile(&self.socket, event.0.clone());
         }
     }
 
@@ -197,7 +187,7 @@ impl Outlet {
         &self.socket
     }
 
-    fn queue(&self, bytes: usize, emit: impl FnOnce() -> Result<(), SendError>) -> Result<(), Lost> {
+    fn queue(&self, bytes: usize, emit: impl FnOnce() -> Result<(), SocketError>) -> Result<(), Lost> {
         let mut lost = self.lost.lock().expect("nothing panics under this lock");
         if let Some(lost) = *lost {
             return Err(lost);
@@ -214,7 +204,7 @@ impl Outlet {
         }
     }
 
-    fn try_queue(&self, bytes: usize, emit: impl FnOnce() -> Result<(), SendError>) -> Result<(), Lost> {
+    fn try_queue(&self, bytes: usize, emit: impl FnOnce() -> Result<(), SocketError>) -> Result<(), Lost> {
         if self.transport.is_closed() {
             return Err(Lost::Closed);
         }
@@ -227,9 +217,8 @@ impl Outlet {
         self.transport.queued(bytes);
         emit().map_err(|error| match error {
             // The client may have left this namespace alone: its transport goes on for the others.
-            SendError::Socket(SocketError::Closed) => Lost::Closed,
-            // There is no third: JSON that is text already always serialises. If there were, it would be a gap too.
-            _ => Lost::Full,
+            SocketError::Closed => Lost::Closed,
+            SocketError::InternalChannelFull => Lost::Full,
         })
     }
 }

@@ -14,7 +14,10 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
 };
 
@@ -47,7 +50,16 @@ struct Record {
     released: Notify,
     closing: CancellationToken,
     closed: CancellationToken,
+    /// `closed` is cancelled, or is about to be in this very step: asked for each packet, where the token takes a lock.
+    is_closed: AtomicBool,
     registry: Registry,
+}
+
+impl Record {
+    fn close(&self) {
+        self.is_closed.store(true, Release);
+        self.closed.cancel();
+    }
 }
 
 struct State {
@@ -94,6 +106,7 @@ impl Transport {
             released: Notify::new(),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
+            is_closed: AtomicBool::new(false),
             registry,
         }))
     }
@@ -132,7 +145,7 @@ impl Transport {
         let first = self.end();
         // Also where another was first, who may not be that far yet: whoever returns from here relies on it that nothing goes
         // out any more. (Two namespaces of one client whose CONNECTs fail at once, of which one then writes its 44.)
-        self.0.closed.cancel();
+        self.0.close();
         let (sid, websocket) = {
             let state = self.lock();
             (state.sid, state.websocket.clone())
@@ -194,7 +207,7 @@ impl Transport {
     }
 
     pub fn is_closed(&self) -> bool {
-        self.0.closed.is_cancelled()
+        self.0.is_closed.load(Acquire)
     }
 
     /// Whether both handles are of one transport.
@@ -309,7 +322,7 @@ impl Transport {
             transports::lock(&registry).remove(self.0.id, sid);
         }
         self.0.outgoing.disarm();
-        self.0.closed.cancel();
+        self.0.close();
         self.0.outgoing.progress.notify_waiters();
         true
     }

@@ -36,6 +36,7 @@ pub struct Node {
     pub address: String,
     pub transports: Transports,
     pub io: SocketIo,
+    pub hub: Hub,
     pub admit: Arc<AtomicBool>,
     pub ready: Arc<AtomicBool>,
     pub token: CancellationToken,
@@ -58,8 +59,8 @@ impl Node {
         relay: Relay,
         tunnels: mpsc::Receiver<TcpStream>,
     ) -> Self {
-        let transports = Transports::default();
-        let (service, io) = socketio::service(&settings, transports.clone(), relay, Router::new(), Hub::default());
+        let (transports, hub) = (Transports::default(), Hub::default());
+        let (service, io) = socketio::service(&settings, transports.clone(), relay, Router::new(), hub.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (admit, ready) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
@@ -70,7 +71,7 @@ impl Node {
         let gate = Gate { admit: check(&admit, "draining"), ready: check(&ready, "behind"), live: Arc::new(|| Ok(())) };
         let token = CancellationToken::new();
         let served = tokio::spawn(serve(listener, tunnels, service, gate, limits, token.clone()));
-        Self { address, transports, io, admit, ready, token, served }
+        Self { address, transports, io, hub, admit, ready, token, served }
     }
 
     pub async fn plain() -> Self {
