@@ -7,6 +7,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 use crate::level::{self, Level, Levels};
 pub use crate::raft::NodeId;
@@ -57,13 +58,14 @@ macro_rules! name {
     ($(#[$doc:meta])* $type:ident) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        pub struct $type(String);
+        pub struct $type(SmolStr);
 
         impl $type {
             /// 1 to 128 bytes of UTF-8 without control characters; anything else is `None`.
-            pub fn new(text: impl Into<String>) -> Option<Self> {
-                let text = text.into();
-                ((1..=NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)).then_some(Self(text))
+            pub fn new(text: impl AsRef<str>) -> Option<Self> {
+                let text = text.as_ref();
+                let is_name = (1..=NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
+                is_name.then(|| Self(text.into()))
             }
 
             pub fn as_str(&self) -> &str {
@@ -99,19 +101,19 @@ name!(
 
 /// The public id of a session: 20 characters of the URL-safe base-64 alphabet, as Socket.IO's own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Sid(String);
+pub struct Sid(SmolStr);
 
 impl Sid {
     /// From 16 random bytes, of which 6 bits each are used: as long as a socket's id in Socket.IO libraries.
     pub fn from_random(bytes: [u8; 16]) -> Self {
-        Self(url_safe(&bytes))
+        Self(url_safe(&bytes).into())
     }
 
     /// A sid as somebody wrote it; `None` when it cannot be one.
     pub fn parse(text: &str) -> Option<Self> {
         let known = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
         // 20: made by versions before.
-        (matches!(text.len(), 16 | 20) && text.bytes().all(known)).then(|| Self(text.to_owned()))
+        (matches!(text.len(), 16 | 20) && text.bytes().all(known)).then(|| Self(text.into()))
     }
 
     pub fn as_str(&self) -> &str {

@@ -38,6 +38,9 @@ const CHANGE_BYTES: usize = 128;
 /// costs.
 pub type KeyBytes = SmallVec<[u8; 56]>;
 
+/// A value, without room to grow: it is only ever replaced.
+pub type ValueBytes = Box<[u8]>;
+
 /// Bytes of a key or a value, wherever they are.
 #[derive(Debug)]
 pub enum Slice<'a> {
@@ -59,13 +62,13 @@ impl Deref for Slice<'_> {
 /// Changes in key order: the new value, or `None` for a key that is gone.
 #[derive(Clone, Debug, Default)]
 pub struct Overlay {
-    map: BTreeMap<KeyBytes, Option<Vec<u8>>>,
+    map: BTreeMap<KeyBytes, Option<ValueBytes>>,
     bytes: usize,
 }
 
 impl Overlay {
-    fn set(&mut self, key: KeyBytes, value: Option<Vec<u8>>) {
-        let length = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
+    fn set(&mut self, key: KeyBytes, value: Option<ValueBytes>) {
+        let length = |value: &Option<ValueBytes>| value.as_ref().map_or(0, |value| value.len());
         let (key_length, now) = (key.len(), length(&value));
         match self.map.insert(key, value) {
             Some(old) => self.bytes = self.bytes + now - length(&old),
@@ -74,7 +77,7 @@ impl Overlay {
     }
 
     /// Puts a value in the place of another one, if this layer has one: then that comes back, else the new one.
-    fn swap(&mut self, key: &[u8], value: Vec<u8>) -> Result<Vec<u8>, Vec<u8>> {
+    fn swap(&mut self, key: &[u8], value: ValueBytes) -> Result<ValueBytes, ValueBytes> {
         let Some(Some(known)) = self.map.get_mut(key) else { return Err(value) };
         self.bytes = self.bytes + value.len() - known.len();
         Ok(std::mem::replace(known, value))
@@ -149,7 +152,7 @@ impl Kv {
         self.get(key).is_some()
     }
 
-    pub fn put(&mut self, key: KeyBytes, value: Vec<u8>) {
+    pub fn put(&mut self, key: KeyBytes, value: ValueBytes) {
         let mut sum = self.sum;
         sum.add(&key, &value);
         // What changes often is found by this one search.
@@ -166,13 +169,13 @@ impl Kv {
     }
 
     /// As [`Kv::put`], of a key that is known not to be there: nothing is looked for, which in the base is not cheap.
-    pub fn put_new(&mut self, key: KeyBytes, value: Vec<u8>) {
+    pub fn put_new(&mut self, key: KeyBytes, value: ValueBytes) {
         debug_assert!(!self.has(&key), "the hash would count it twice");
         self.sum.add(&key, &value);
         self.overlay.set(key, Some(value));
     }
 
-    fn change(&mut self, key: KeyBytes, value: Option<Vec<u8>>) {
+    fn change(&mut self, key: KeyBytes, value: Option<ValueBytes>) {
         self.cache.get_mut().forget(&key);
         self.overlay.set(key, value);
     }
@@ -241,7 +244,7 @@ impl Kv {
     pub fn load(pairs: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Self {
         let mut kv = Self::default();
         for (key, value) in pairs {
-            kv.put(key.into(), value);
+            kv.put(key.into(), value.into());
         }
         kv
     }
@@ -283,7 +286,7 @@ mod tests {
     }
 
     fn put(kv: &mut Kv, key: &str, value: &str) {
-        kv.put(key.as_bytes().into(), value.as_bytes().to_vec());
+        kv.put(key.as_bytes().into(), value.as_bytes().into());
     }
 
     #[test]

@@ -41,7 +41,7 @@ fn leaves_that_are_emptied_for_ever_hold_up_neither_writers_nor_readers() {
     let (mut base, Found { mut kv, .. }) = Base::open_watched(&dir.path().join("state"), &snapshots, patience).unwrap();
     let mut reads = 0;
     for round in 0..ROUNDS {
-        (0..PAIRS).for_each(|n| kv.put(key(round, n).into(), n.to_be_bytes().to_vec()));
+        (0..PAIRS).for_each(|n| kv.put(key(round, n).into(), n.to_be_bytes().into()));
         if let Some(old) = round.checked_sub(STAYS) {
             assert!((0..PAIRS).all(|n| kv.delete(&key(old, n))));
         }

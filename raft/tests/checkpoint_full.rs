@@ -33,7 +33,7 @@ async fn a_checkpoint_without_room_says_so_in_one_line() {
     };
     let snapshots = Snapshots::open(&dir.path().join("snapshots")).unwrap();
     let (mut base, Found { mut kv, .. }) = Base::open(&disk.path.join("state"), &snapshots).unwrap();
-    (0..PAIRS).for_each(|n| kv.put([&[0x30][..], &n.to_be_bytes()].concat().into(), noise(n)));
+    (0..PAIRS).for_each(|n| kv.put([&[0x30][..], &n.to_be_bytes()].concat().into(), noise(n).into()));
     let membership = WireStoredMembership { id: None, membership: WireMembership { voters: vec![], nodes: vec![] } };
     let point = Point { applied: None, membership, hash: kv.sum().hash, pairs: kv.sum().pairs };
     base.checkpoint(kv.freeze(), point);

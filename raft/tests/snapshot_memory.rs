@@ -69,7 +69,7 @@ fn build(dir: &Path) {
     let (mut base, Found { mut kv, .. }) = open(dir);
     let (mut seed, mut index) = (0x9e37_79b9_7f4a_7c15, 0);
     for n in 0..STATE_BYTES / VALUE_BYTES as u64 {
-        kv.put([&[0x30][..], &n.to_be_bytes()].concat().into(), noise(&mut seed));
+        kv.put([&[0x30][..], &n.to_be_bytes()].concat().into(), noise(&mut seed).into());
         if kv.changed_bytes() as u64 >= CHECKPOINT_BYTES {
             index += 1;
             let point = point(&kv, index);

@@ -37,7 +37,7 @@ use crate::{
     codec,
     command::{Batch, Command, Effect, Incarnation, Limits, NodeId, Position, Refusal, Reply, Stamp},
     keys,
-    kv::{KeyBytes, Kv, Scan},
+    kv::{KeyBytes, Kv, Scan, ValueBytes},
     level::Level,
 };
 
@@ -49,12 +49,21 @@ pub struct State {
     clock: Stamp,
     limits: Limits,
     level: Option<Level>,
+    /// Where values are encoded before it is known how long they are.
+    scratch: Vec<u8>,
 }
 
 /// Before the first command: nothing is known, and nothing is bounded.
 impl Default for State {
     fn default() -> Self {
-        Self { kv: Kv::default(), position: Position(0), clock: 0, limits: Limits::UNBOUNDED, level: None }
+        Self {
+            kv: Kv::default(),
+            position: Position(0),
+            clock: 0,
+            limits: Limits::UNBOUNDED,
+            level: None,
+            scratch: Vec::new(),
+        }
     }
 }
 
@@ -132,7 +141,8 @@ impl State {
 
     fn apply_one(&mut self, proposer: Proposer, command: &Command) -> Applied {
         self.position.0 += 1;
-        let mut effects = Vec::new();
+        // Most commands have as many; four would be more bytes than all else that one allocates.
+        let mut effects = Vec::with_capacity(2);
         let reply = self.dispatch(proposer, command, &mut effects).unwrap_or_else(Reply::Refused);
         Applied { position: self.position, at: self.clock, reply, effects }
     }
@@ -222,12 +232,14 @@ impl State {
     }
 
     fn put<T: Serialize>(&mut self, key: KeyBytes, value: &T) {
-        self.kv.put(key, encode(value));
+        let value = self.encode(value);
+        self.kv.put(key, value);
     }
 
     /// As [`State::put`], under a key that is known not to be there.
     fn put_new<T: Serialize>(&mut self, key: KeyBytes, value: &T) {
-        self.kv.put_new(key, encode(value));
+        let value = self.encode(value);
+        self.kv.put_new(key, value);
     }
 
     /// A set of which nothing is left has no row.
@@ -239,14 +251,16 @@ impl State {
     }
 
     fn mark(&mut self, key: KeyBytes) {
-        self.kv.put(key, Vec::new());
+        self.kv.put(key, ValueBytes::default());
     }
-}
 
-fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    let mut start = Vec::with_capacity(64);
-    start.push(codec::FORMAT);
-    codec::body_behind(start, value).expect("state values are plain data")
+    fn encode<T: Serialize>(&mut self, value: &T) -> ValueBytes {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        scratch.push(codec::FORMAT);
+        self.scratch = codec::body_behind(scratch, value).expect("state values are plain data");
+        self.scratch.as_slice().into()
+    }
 }
 
 fn decode<T: DeserializeOwned>(value: &[u8]) -> T {
