@@ -11,6 +11,8 @@ mod cluster;
 mod handlers;
 #[path = "nodes/http.rs"]
 mod http;
+#[path = "nodes/inside.rs"]
+mod inside;
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -2,25 +2,19 @@
 
 #[path = "nodes/http.rs"]
 mod http;
+#[path = "nodes/inside.rs"]
+mod inside;
 
-use std::{
-    net::{SocketAddr, TcpListener},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
 use http::LOCAL;
-use moim::{
-    config::{Auth, Config},
-    handlers::Handlers,
-    node::{self, ExitReason},
-};
+use inside::Running;
+use moim::node::ExitReason;
 use serde_json::{Value, json};
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,
-    sync::oneshot,
-    task::JoinHandle,
     time::{sleep, timeout},
 };
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message};
@@ -41,33 +35,16 @@ async fn heard(socket: &mut Socket, start: &str) {
 struct Node {
     admin: SocketAddr,
     client: SocketAddr,
-    stop: oneshot::Sender<()>,
-    running: JoinHandle<moim_raft::Result<ExitReason>>,
+    running: Running,
     _data: tempfile::TempDir,
 }
 
 impl Node {
     async fn start() -> Self {
         let data = tempfile::tempdir().expect("a folder");
-        // Held together and let go at once, so that they differ.
-        let ports: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-        let [client, admin, peer] = [0, 1, 2].map(|i| ports[i].local_addr().expect("bound"));
-        drop(ports);
-        let mut config = Config {
-            name: "node1".to_owned(),
-            data: data.path().to_owned(),
-            client,
-            admin,
-            peer,
-            expect: Some(1),
-            auth: Some(Auth::Open),
-            ..Config::default()
-        };
-        config.drain.delay = Duration::from_millis(50);
-        config.drain.window = Duration::from_millis(50);
-        let (stop, stopped) = oneshot::channel::<()>();
-        let running = tokio::spawn(node::run(config, Handlers::default(), async move { _ = stopped.await }));
-        let node = Self { admin, client, stop, running, _data: data };
+        let [client, admin, peer] = inside::addresses(3).try_into().expect("three");
+        let running = Running::start(inside::config("node1", data.path().to_owned(), [client, admin, peer]));
+        let node = Self { admin, client, running, _data: data };
         timeout(Duration::from_secs(10), async {
             while node.try_get("/readyz").await.is_none_or(|(status, _)| status != 200) {
                 sleep(Duration::from_millis(20)).await;
@@ -116,9 +93,9 @@ impl Node {
         socket
     }
 
-    async fn stop(self) {
-        self.stop.send(()).expect("it runs");
-        let ended = timeout(Duration::from_secs(8), self.running).await.expect("it ends").expect("no panic");
+    async fn stop(mut self) {
+        self.running.tell_to_stop();
+        let ended = self.running.ended(Duration::from_secs(8)).await;
         assert_eq!(ended.expect("no error"), ExitReason::Shutdown);
     }
 }

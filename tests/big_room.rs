@@ -2,6 +2,9 @@
 //!
 //! The members come straight through a store; then a node is started on its folder, and clients come.
 
+#[path = "nodes/inside.rs"]
+mod inside;
+
 use std::{
     collections::BTreeSet,
     net::{SocketAddr, TcpListener},
@@ -10,11 +13,7 @@ use std::{
 };
 
 use futures_util::{SinkExt, StreamExt};
-use moim::{
-    config::{Auth, Config},
-    handlers::Handlers,
-    node,
-};
+use inside::Running;
 use moim_raft::{
     Feeds, Play, Secret, Store, Ticket,
     command::{Command, Effect, Holder, Limits, Namespace, NodeInfo, Reply, Room, Sid, User},
@@ -22,7 +21,7 @@ use moim_raft::{
 use serde_json::{Value, json};
 use tokio::{
     net::TcpStream,
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{sleep, timeout},
 };
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
@@ -162,20 +161,7 @@ async fn a_room_of_20_000_costs_a_join_what_its_limits_say() {
         };
     }
 
-    let mut config = Config {
-        name: "one".to_owned(),
-        data: folder,
-        client,
-        admin,
-        peer,
-        expect: Some(1),
-        auth: Some(Auth::Open),
-        ..Config::default()
-    };
-    config.drain.delay = Duration::from_millis(50);
-    config.drain.window = Duration::from_millis(50);
-    let (stop, stopped) = oneshot::channel::<()>();
-    let running = tokio::spawn(node::run(config, Handlers::default(), async move { _ = stopped.await }));
+    let mut running = Running::start(inside::config("one", folder, [client, admin, peer]));
     let ready = async {
         while connect_async(url(client)).await.is_err() {
             sleep(Duration::from_millis(20)).await;
@@ -222,8 +208,8 @@ async fn a_room_of_20_000_costs_a_join_what_its_limits_say() {
     assert_eq!(heard(&["joined"]), [json!("watcher"), json!("joiner")]);
     assert!(heard(&["online", "offline", "left"]).is_empty());
 
-    stop.send(()).ok();
-    timeout(PATIENCE, running).await.expect("it ends").unwrap().unwrap();
+    running.tell_to_stop();
+    running.ended(PATIENCE).await.unwrap();
 }
 
 fn url(address: SocketAddr) -> String {

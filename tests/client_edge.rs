@@ -215,14 +215,7 @@ async fn a_lost_websocket_is_learnt_from_its_stream() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gentle_close_reaches_the_client_as_1012_after_what_was_queued() {
     let node = Node::plain().await;
-    let hub = node.hub.clone();
-    node.io.ns("/", async move |socket: SocketRef| {
-        let transport = socketio::transport(&socket).unwrap();
-        let outlet = Outlet::new(&hub, socket, transport.clone()).unwrap();
-        outlet.event(&Encoded::from_json("moim:drain", r#"{"within":1}"#.to_owned()).unwrap()).unwrap();
-        transport.drained(0).await;
-        transport.close_gently().await;
-    });
+    node.drain_all();
     let mut ws = node.websocket().await;
     send(&mut ws, "40").await;
     assert!(text(&mut ws).await.unwrap().starts_with("40{"));

@@ -8,6 +8,8 @@ mod cluster;
 mod handlers;
 #[path = "nodes/http.rs"]
 mod http;
+#[path = "nodes/inside.rs"]
+mod inside;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 

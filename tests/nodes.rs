@@ -2,23 +2,16 @@
 
 #[path = "nodes/http.rs"]
 mod http;
+#[path = "nodes/inside.rs"]
+mod inside;
 
-use std::{
-    net::{SocketAddr, TcpListener},
-    process::Stdio,
-    time::Duration,
-};
+use std::{net::SocketAddr, process::Stdio, time::Duration};
 
-use moim::{
-    config::{Auth, Config},
-    handlers::Handlers,
-    node::{self, ExitReason},
-};
+use inside::{Running, addresses};
+use moim::{config::Config, node::ExitReason};
 use serde_json::{Value, json};
 use tokio::{
     process::Command,
-    sync::oneshot,
-    task::JoinHandle,
     time::{sleep, timeout},
 };
 
@@ -28,20 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Node {
     name: String,
     admin: SocketAddr,
-    stop: Option<oneshot::Sender<()>>,
-    running: JoinHandle<moim_raft::Result<ExitReason>>,
+    running: Running,
     _data: tempfile::TempDir,
 }
 
 struct Cluster {
     nodes: Vec<Node>,
     peers: Vec<String>,
-}
-
-/// Held together and let go at once, so that they differ.
-fn addresses(count: usize) -> Vec<SocketAddr> {
-    let ports: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-    ports.iter().map(|port| port.local_addr().expect("bound")).collect()
 }
 
 impl Cluster {
@@ -62,22 +48,9 @@ impl Cluster {
     fn add(&mut self, name: &str, addresses: &[SocketAddr], expect: Option<usize>) {
         let data = tempfile::tempdir().expect("a folder");
         let [peer, client, admin] = addresses.try_into().expect("three");
-        let mut config = Config {
-            name: name.to_owned(),
-            data: data.path().join("data"),
-            client,
-            admin,
-            peer,
-            join: self.peers.clone(),
-            expect,
-            auth: Some(Auth::Open),
-            ..Config::default()
-        };
-        config.drain.delay = Duration::from_millis(50);
-        config.drain.window = Duration::from_millis(50);
-        let (stop, stopped) = oneshot::channel::<()>();
-        let running = tokio::spawn(node::run(config, Handlers::default(), async move { _ = stopped.await }));
-        self.nodes.push(Node { name: name.to_owned(), admin, stop: Some(stop), running, _data: data });
+        let alone = inside::config(name, data.path().join("data"), [client, admin, peer]);
+        let running = Running::start(Config { join: self.peers.clone(), expect, ..alone });
+        self.nodes.push(Node { name: name.to_owned(), admin, running, _data: data });
     }
 
     async fn ready(&self, i: usize) {
@@ -140,12 +113,10 @@ impl Cluster {
 
     async fn stop(mut self) {
         for node in &mut self.nodes {
-            if let Some(stop) = node.stop.take() {
-                _ = stop.send(());
-            }
+            node.running.tell_to_stop();
         }
         for node in self.nodes {
-            timeout(PATIENCE, node.running).await.expect("it ends").expect("no panic").expect("no error");
+            node.running.ended(PATIENCE).await.expect("no error");
         }
     }
 }
@@ -206,7 +177,7 @@ async fn a_fourth_node_joins_learns_votes_when_it_is_told_to_and_is_removed() {
     assert_eq!(code, Some(0), "{error}");
     assert!(out.contains("is removed for good: 3 voters; 1 of them may fail"), "{out}");
     let removed = c.nodes.remove(leader);
-    let ended = timeout(PATIENCE, removed.running).await.expect("it ends by itself").expect("no panic");
+    let ended = removed.running.ended(PATIENCE).await;
     assert_eq!(ended.expect("no error"), ExitReason::Removed);
     let (status, body) = c.json(1, "DELETE", &format!("/v1/nodes/{}", removed.name), Value::Null).await;
     assert_eq!((status, &body["error"]["code"]), (404, &json!("not_found")));
@@ -252,7 +223,7 @@ async fn what_would_be_unsafe_is_refused_with_its_reason_and_exits_3() {
     })
     .await;
 
-    c.nodes[dead].stop.take().expect("it runs").send(()).expect("it listens");
+    c.nodes[dead].running.tell_to_stop();
     c.until(alive, "it is missed", |nodes| {
         row(nodes, "name", &json!(dead_name)).is_some_and(|row| row["up"] == json!(false))
     })

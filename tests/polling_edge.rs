@@ -160,15 +160,7 @@ async fn a_poll_that_waits_when_its_client_leaves_ends_with_a_noop() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gentle_close_of_a_polling_transport_comes_after_what_was_queued() {
     let node = Node::plain().await;
-    let hub = node.hub.clone();
-    node.io.ns("/", async move |socket: SocketRef| {
-        let transport = socketio::transport(&socket).unwrap();
-        let outlet = Outlet::new(&hub, socket, transport.clone()).unwrap();
-        outlet.event(&Encoded::from_json("moim:drain", r#"{"within":1}"#.to_owned()).unwrap()).unwrap();
-        // Would wait for ever, were less counted as written than was queued.
-        transport.drained(0).await;
-        transport.close_gently().await;
-    });
+    node.drain_all();
     let path = node.polling().await;
     node.post(&path, "40").await;
     let mut seen = Vec::new();

@@ -13,7 +13,7 @@ use std::{
 use axum::Router;
 use futures_util::{SinkExt, StreamExt};
 use moim::adapter::{Hub, SocketIo, SocketRef};
-use moim::client::{Gate, Limits, Relay, Transports, serve, socketio};
+use moim::client::{Encoded, Gate, Limits, Outlet, Relay, Transports, serve, socketio};
 use socketioxide::handler::ConnectHandler;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -76,6 +76,19 @@ impl Node {
 
     pub async fn plain() -> Self {
         Self::start(Limits::default()).await
+    }
+
+    /// Who connects is told of a drain, and closed gently.
+    pub fn drain_all(&self) {
+        let hub = self.hub.clone();
+        self.io.ns("/", async move |socket: SocketRef| {
+            let transport = socketio::transport(&socket).unwrap();
+            let outlet = Outlet::new(&hub, socket, transport.clone()).unwrap();
+            outlet.event(&Encoded::from_json("moim:drain", r#"{"within":1}"#.to_owned()).unwrap()).unwrap();
+            // Would wait for ever, were less counted as written than was queued.
+            transport.drained(0).await;
+            transport.close_gently().await;
+        });
     }
 
     /// A namespace whose middleware arms our reply.

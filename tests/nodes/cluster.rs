@@ -2,16 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::{
-    net::{SocketAddr, TcpListener},
-    process::Stdio,
-    time::Duration,
-};
+use std::{net::SocketAddr, process::Stdio, time::Duration};
 
-use moim::{
-    config::{Auth, Config},
-    handlers::Handlers,
-};
+use moim::handlers::Handlers;
 use serde_json::{Value, json};
 use tokio::{
     io::AsyncWriteExt,
@@ -19,7 +12,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{client::Client, http};
+use super::{client::Client, http, inside};
 
 /// Longer than anything takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,10 +29,7 @@ pub struct Cluster {
 impl Cluster {
     pub async fn start() -> Self {
         let data = tempfile::tempdir().unwrap();
-        // Held together and let go at once, so that they differ.
-        let ports: Vec<TcpListener> = (0..9).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addrs: Vec<SocketAddr> = ports.iter().map(|port| port.local_addr().unwrap()).collect();
-        drop(ports);
+        let addrs = inside::addresses(9);
         let (clients, admins, peers) = (addrs[..3].to_vec(), addrs[3..6].to_vec(), &addrs[6..]);
         let told = (0..3).map(|n| {
             json!({
@@ -136,18 +126,10 @@ pub async fn run_as_told(handlers: Handlers) {
     let told = std::env::var(TOLD).expect("the tests run this, as the process of a node");
     let told: Value = serde_json::from_str(&told).unwrap();
     let text = |key: &str| told[key].as_str().unwrap().to_owned();
-    let mut config = Config {
-        name: text("name"),
-        data: text("data").into(),
-        client: text("client").parse().unwrap(),
-        admin: text("admin").parse().unwrap(),
-        peer: text("peer").parse().unwrap(),
-        join: serde_json::from_value(told["join"].clone()).unwrap(),
-        expect: Some(3),
-        auth: Some(Auth::Open),
-        ..Config::default()
-    };
-    config.drain.delay = Duration::from_millis(50);
+    let addresses = ["client", "admin", "peer"].map(|key| text(key).parse().unwrap());
+    let mut config = inside::config(&text("name"), text("data").into(), addresses);
+    config.join = serde_json::from_value(told["join"].clone()).unwrap();
+    config.expect = Some(3);
     config.drain.window = Duration::from_millis(200);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     // Of its own, because the runtime would wait for its reading.
