@@ -1,7 +1,7 @@
 //! The file of a snapshot on its way in.
 //!
-//! What always holds: there is one at most; it has the name of a whole one only when it is whole; and none of it outlives
-//! the process.
+//! What always holds: there is one at most; it has the name of a whole one only when it is whole; and a part outlives the
+//! process only while its snapshot is of more than the node has.
 
 use std::{
     fs::{self, File},
@@ -58,9 +58,16 @@ impl Incoming {
     }
 }
 
-/// Deletes what transfers left behind when the process was killed.
-pub(crate) fn clean(dir: &Path) -> io::Result<()> {
-    remove_files(dir, |name| name.starts_with("incoming-") && name.ends_with(".tmp"))
+/// Deletes what transfers left behind when the process was killed, but for a part of a snapshot beyond `applied`: that one
+/// may be offered again, and its checksum tells what is there of it.
+pub(crate) fn clean(dir: &Path, applied: u64) -> io::Result<()> {
+    let useful = |name: &str| index_of(name).is_some_and(|index| index > applied);
+    remove_files(dir, |name| name.starts_with("incoming-") && name.ends_with(".tmp") && !useful(name))
+}
+
+/// Of the snapshot that a part belongs to.
+fn index_of(name: &str) -> Option<u64> {
+    name.strip_prefix(PARTIAL)?.split('-').next()?.parse().ok()
 }
 
 fn remove_files(dir: &Path, which: impl Fn(&str) -> bool) -> io::Result<()> {
@@ -104,12 +111,13 @@ mod tests {
     #[test]
     fn leftovers_are_deleted_and_nothing_else() {
         let temp = tempfile::tempdir().unwrap();
-        for name in ["incoming-3.tmp", "identity", "incoming-3", "other.tmp"] {
+        let part = |index| format!("{PARTIAL}{index}-1-10.tmp");
+        for name in ["incoming-3.tmp", "identity", "incoming-3", "other.tmp", &part(7), &part(8)] {
             fs::write(temp.path().join(name), name).unwrap();
         }
-        clean(temp.path()).unwrap();
+        clean(temp.path(), 7).unwrap();
         let mut left: Vec<_> = fs::read_dir(temp.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, ["identity", "incoming-3", "other.tmp"]);
+        assert_eq!(left, ["identity", "incoming-3", &part(8), "other.tmp"]);
     }
 }

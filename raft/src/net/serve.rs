@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CallRequest, CallResponse, Consensus, Lane, Local, Remote, clean,
+    CallRequest, CallResponse, Consensus, Lane, Local, Remote,
     frame::{self, FRAME_BYTES_MAX, Frame, What},
     handshake,
     link::{Outbox, write_all},
@@ -54,9 +54,6 @@ pub async fn serve(
     app: Arc<dyn App>,
     stop: CancellationToken,
 ) {
-    if let Err(e) = clean(local.dir()) {
-        tracing::warn!("cannot delete what unfinished snapshot transfers left behind: {e}");
-    }
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     let server = Server { local, consensus, app, snapshots: Arc::default() };
     let mut connections = JoinSet::new();

@@ -7,8 +7,8 @@
 //!                                       ◀──   Installing…, Installed{vote} or Failed
 //! ```
 //!
-//! A transfer that is cancelled or breaks is a closed connection. What had arrived stays, until another snapshot is offered or
-//! the node starts anew: when the same one is offered again, and the sender's file begins with the same bytes, it goes on there.
+//! A transfer that is cancelled or breaks is a closed connection. What had arrived stays, also when the node starts anew, until
+//! another snapshot is offered: when the same one is, and the sender's file begins with the same bytes, it goes on there.
 //!
 //! Neither side holds more than a chunk in memory. The sender keeps to the bandwidth of [`super::Transfers`], and TCP itself
 //! holds it back where the receiver is slower. The receiver takes one snapshot at a time, the one of the newer leader, and

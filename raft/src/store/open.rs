@@ -53,7 +53,6 @@ impl Store {
         local.levels = levels;
         let local = Arc::new(local);
         let snapshots = Snapshots::open(&config.data.join("snapshots"))?;
-        clean(&config.data).map_err(|e| Error::fatal(format!("cannot tidy {}: {e}", config.data.display())))?;
         let proposals = Arc::new(Proposals::default());
         let observed = proposals.observed.clone();
         let log = Log::open(&config.data.join("log"), observed.syncs(crate::wal::Options::default()))?;
@@ -61,7 +60,10 @@ impl Store {
         let (folder, files) = (config.data.join("state"), snapshots.clone());
         let opening = tokio::task::spawn_blocking(move || Base::open(&folder, &files));
         let (base, found) = opening.await.map_err(Error::fatal)??;
-        reaches_back_to(&log, found.point.as_ref().and_then(Point::index)).await?;
+        let checkpoint = found.point.as_ref().and_then(Point::index);
+        reaches_back_to(&log, checkpoint).await?;
+        clean(&config.data, checkpoint.unwrap_or_default())
+            .map_err(|e| Error::fatal(format!("cannot tidy {}: {e}", config.data.display())))?;
         let (feed, plays) = mpsc::channel(FEED_ENTRIES);
         let (bus_feed, bus) = mpsc::channel(BUS_FRAMES_MAX);
         let (tunnel_feed, tunnels) = mpsc::channel(TUNNELS_MAX);
