@@ -118,8 +118,9 @@ impl Driver {
                 last = landed() => return last,
                 sent = self.send(batch, leader.as_ref()) => match sent {
                     // Committed: it is not sent again before this node has seen what became of it.
-                    Ok(index) => if let Some(last) = self.comes_by(index, landed()).await {
-                        return last;
+                    Ok(index) => match self.comes_by(index, landed()).await {
+                        Some(last) => return last,
+                        None => tokio::time::sleep(RETRY).await,
                     },
                     Err(Error::Fatal(why)) => return Err(Error::Fatal(why)),
                     Err(why) => {

@@ -26,6 +26,8 @@ use crate::{
 
 const FILE: &str = "identity";
 const LOCK: &str = "lock";
+/// What else may lie in a folder that has no identity (yet, or any more): what a node makes there, and what a file system does.
+const KNOWN: [&str; 6] = [LOCK, "reserve", "log", "state", "snapshots", "lost+found"];
 
 /// Id of a cluster: 16 random lower-case base-32 characters.
 pub type ClusterId = String;
@@ -73,9 +75,11 @@ impl Identity {
     /// Opens the folder, makes it (and a node id) if there is none, and keeps it locked until dropped.
     ///
     /// # Errors
-    /// `Refused` when another process uses the folder, or its identity file is damaged; `Fatal` when the disk fails.
+    /// `Refused` when another process uses the folder, it is somebody else's, or its identity file is damaged; `Fatal` when the
+    /// disk fails.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let dir = dir.into();
+        refuse_foreign(&dir)?;
         make_folder(&dir).map_err(|e| failed(&dir, "make", &e))?;
         let lock = lock(&dir)?;
         let marker = read_marker(&dir)?;
@@ -119,6 +123,11 @@ impl Identity {
 
     pub fn is_settled(&self) -> bool {
         matches!(self.stored.belongs, Belongs::Settled { .. })
+    }
+
+    /// Whether a node has lived in this folder before, so that there must be a log of what it voted and acknowledged.
+    pub fn is_used(&self) -> bool {
+        self.stored.incarnation > 0 || self.stored.belongs != Belongs::Nowhere
     }
 
     /// Why this folder must not take part in forming a new cluster, if it must not. It may still join one.
@@ -188,6 +197,25 @@ pub fn marker_path(dir: &Path) -> PathBuf {
 
 fn random_id() -> Result<NodeId> {
     getrandom::u64().map_err(Error::fatal)
+}
+
+/// Nothing is written among what is not ours, and nobody is shut out of it.
+fn refuse_foreign(dir: &Path) -> Result<()> {
+    let failed = |e: io::Error| failed(dir, "look into", &e);
+    let files = match fs::read_dir(dir) {
+        Ok(files) => files.collect::<io::Result<Vec<_>>>().map_err(failed)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(failed(e)),
+    };
+    let names: Vec<String> = files.iter().map(|file| file.file_name().to_string_lossy().into_owned()).collect();
+    let is_ours = |name: &&String| name.starts_with(FILE) || name.starts_with('.') || KNOWN.contains(&name.as_str());
+    match names.iter().find(|name| !is_ours(name)) {
+        Some(other) if !names.iter().any(|name| name == FILE) => Err(Error::refused(format!(
+            "{} is no data folder: it holds {other}. Name one that is empty or is not there yet",
+            dir.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Only its owner may look into it: it holds what people wrote.
@@ -301,6 +329,25 @@ mod tests {
         fs::write(&path, &bytes).unwrap();
         assert!(matches!(Identity::open(temp.path()), Err(Error::Refused(_))));
         assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_folder_of_somebody_else_is_refused_and_left_as_it_is() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(temp.path().join("letter"), "dear").unwrap();
+        let why = Identity::open(temp.path()).unwrap_err().to_string();
+        assert!(why.starts_with("refused") && why.contains("it holds letter"), "{why}");
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
+        assert_eq!(fs::metadata(temp.path()).unwrap().permissions().mode() & 0o777, 0o755);
+        // The root of a disk, and a first start that was cut short.
+        fs::remove_file(temp.path().join("letter")).unwrap();
+        for name in ["lost+found", "reserve", "identity.tmp"] {
+            fs::write(temp.path().join(name), "").unwrap();
+        }
+        drop(Identity::open(temp.path()).unwrap());
+        fs::write(temp.path().join("letter"), "it came later").unwrap();
+        Identity::open(temp.path()).unwrap();
     }
 
     #[test]

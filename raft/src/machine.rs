@@ -292,6 +292,16 @@ impl Replica {
             self.note_applied(&mut inner, id);
             outcome
         };
+        if let (Some(batch), Some(Outcome::Applied(_))) = (&batch, &outcome)
+            && batch.node == self.node
+            && self.proposals.is_outlived_by(batch.incarnation)
+        {
+            return Err(Error::fatal(format!(
+                "another process has started as this node (incarnation {}): is a copy of its data folder in use? Stop the \
+                 copy, then start this node again",
+                batch.incarnation
+            )));
+        }
         // Outside the lock: a ticket that is let go calls back into code that may read the state.
         Ok(batch.zip(outcome).and_then(|(batch, outcome)| self.plays(&batch, outcome)))
     }

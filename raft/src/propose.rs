@@ -288,8 +288,25 @@ impl Proposals {
                 self.end_incarnation(batch.incarnation);
                 Vec::new()
             }
+            // What flies has not landed: somebody else has used its number, a folder that was put back to an older state.
+            Outcome::Skipped(Skipped::Repeated) if self.flies(batch) => {
+                self.end_incarnation(batch.incarnation);
+                Vec::new()
+            }
             Outcome::Skipped(Skipped::Repeated | Skipped::TooEarly) => Vec::new(),
         }
+    }
+
+    fn flies(&self, batch: &Batch) -> bool {
+        let is = |f: &Flight| f.incarnation == batch.incarnation && f.sequence == batch.sequence;
+        lock(&self.flight).as_ref().is_some_and(is)
+    }
+
+    /// Whether this node lives, and that incarnation is a later one: then another process runs as this node.
+    pub fn is_outlived_by(&self, incarnation: Incarnation) -> bool {
+        let landed = *self.landed.borrow();
+        let lives = landed.incarnation > 0 && landed.incarnation == self.incarnation() && !landed.over;
+        lives && incarnation > landed.incarnation
     }
 
     /// A snapshot says how far this node's batches have come; what became of them one by one is not known any more.
@@ -480,9 +497,7 @@ mod tests {
         let (heard, (proposals, after)) = (Heard::default(), live());
         proposals.push(say("1".into()), ticket(&heard, "one"));
         let batch = proposals.try_batch(9, after).unwrap();
-        for skipped in [Skipped::Repeated, Skipped::TooEarly] {
-            assert!(proposals.land(&batch, &Outcome::Skipped(skipped)).is_empty());
-        }
+        assert!(proposals.land(&batch, &Outcome::Skipped(Skipped::TooEarly)).is_empty());
         assert!(heard.lock().unwrap().is_empty());
         let tickets = proposals.land(&batch, &Outcome::Applied(Vec::new()));
         assert_eq!(tickets.len(), 1);
@@ -490,7 +505,28 @@ mod tests {
         let started = Batch { sequence: 1, commands: vec![Command::Started(Default::default())], ..batch };
         let Outcome::Applied(applied) = State::default().apply(&started) else { panic!("a first start counts") };
         tickets.into_iter().for_each(|ticket| ticket.answer(Ok(&applied[0])));
+        // It was sent twice.
+        assert!(proposals.land(&batch, &Outcome::Skipped(Skipped::Repeated)).is_empty());
+        assert!(!proposals.landed().borrow().over);
         assert_eq!(*heard.lock().unwrap(), ["one: done"]);
+    }
+
+    #[test]
+    fn a_number_that_was_used_before_ends_the_incarnation_and_a_later_one_is_somebody_else() {
+        let (heard, (proposals, _)) = (Heard::default(), live());
+        let started = vec![Command::Started(Default::default())];
+        let batch = proposals.fly(9, 1, 1, started, vec![ticket(&heard, "one")]);
+        assert!(proposals.land(&batch, &Outcome::Skipped(Skipped::Repeated)).is_empty());
+        assert!(proposals.landed().borrow().over, "it would be sent again for ever");
+        assert_eq!(heard.lock().unwrap().len(), 1);
+
+        proposals.begin(2);
+        assert!(!proposals.is_outlived_by(3), "not before it lives");
+        let batch = proposals.fly(9, 2, 1, Vec::new(), Vec::new());
+        proposals.land(&batch, &Outcome::Applied(Vec::new()));
+        assert!(proposals.is_outlived_by(3) && !proposals.is_outlived_by(2));
+        proposals.end_incarnation(2);
+        assert!(!proposals.is_outlived_by(3), "it is the next of its own");
     }
 
     #[test]

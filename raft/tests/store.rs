@@ -452,3 +452,46 @@ async fn a_removed_node_says_so_and_proposes_nothing_more() {
     let attached = other.store.read(|state| state.session(&sid("client")).map(|s| state.is_attached(&s)));
     assert_ne!(attached, Some(true), "its sessions count down, or their time is over already, like any lost ones");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_log_is_gone_is_refused_and_not_taken_for_a_new_one() {
+    let mut cluster = Cluster::new(1).await;
+    cluster.all_started().await;
+    cluster.stop(0).await;
+    let (log, aside) = (cluster.data(0).join("log"), cluster.data(0).with_extension("aside"));
+    std::fs::rename(&log, &aside).unwrap();
+    for emptied in [false, true] {
+        if emptied {
+            std::fs::create_dir(&log).unwrap();
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let Err(why) = cluster.try_open(0, listener).await else { panic!("it votes again") };
+        let why = why.to_string();
+        assert!(why.starts_with("refused: the log in ") && why.contains("move the whole data folder away"), "{why}");
+    }
+    std::fs::remove_dir(&log).unwrap();
+    std::fs::rename(&aside, &log).unwrap();
+    cluster.reopen(0).await;
+    cluster.all_started().await;
+}
+
+/// Its next number has been used, in a life that the folder knows nothing of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_identity_was_put_back_starts_under_a_number_that_is_free() {
+    let mut cluster = Cluster::new(3).await;
+    cluster.all_started().await;
+    let identity = cluster.data(0).join("identity");
+    let old = std::fs::read(&identity).unwrap();
+    cluster.stop(0).await;
+    cluster.reopen(0).await;
+    cluster.all_started().await;
+    cluster.stop(0).await;
+    let before = cluster.store(1).status().applied;
+    std::fs::write(&identity, old).unwrap();
+    cluster.reopen(0).await;
+    cluster.all_started().await;
+    assert_eq!(cluster.store(0).incarnation(), 3);
+    let entries = cluster.store(1).status().applied - before;
+    assert!(entries < 100, "{entries} entries for one start");
+    cluster.agree().await;
+}

@@ -1,6 +1,9 @@
 //! How a store is put together: its files, Raft, and the tasks that live as long as it does; and how it enters its cluster.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, OnceLock},
+};
 
 use openraft::{Raft, storage::RaftLogStorage};
 use tokio::{
@@ -30,6 +33,7 @@ use crate::{
     retention::Retention,
     snapshot::Snapshots,
     space::Space,
+    wal,
 };
 
 /// Ephemeral frames of other nodes that wait to be worked on; the next is dropped.
@@ -46,7 +50,7 @@ impl Store {
     pub async fn open(config: Config, listener: TcpListener) -> Result<(Self, Feeds)> {
         let identity = Identity::open(&config.data)?;
         let space = Space::open(&config.data)?;
-        let node = identity.node();
+        let (node, used) = (identity.node(), identity.is_used());
         let peer = Peer { name: config.info.name.clone(), addr: config.info.peer.clone() };
         let levels = config.info.levels;
         let mut local = Local::new(identity, peer, config.secret.clone());
@@ -55,7 +59,11 @@ impl Store {
         let snapshots = Snapshots::open(&config.data.join("snapshots"))?;
         let proposals = Arc::new(Proposals::default());
         let observed = proposals.observed.clone();
-        let log = Log::open(&config.data.join("log"), observed.syncs(crate::wal::Options::default()))?;
+        let folder = config.data.join("log");
+        if used && !wal::is_there(&folder)? {
+            return Err(log_is_gone(&folder));
+        }
+        let log = Log::open(&folder, observed.syncs(crate::wal::Options::default()))?;
         // On a thread of its own: sled wants most of a stack to open, and whoever called us has used some of this one.
         let (folder, files) = (config.data.join("state"), snapshots.clone());
         let opening = tokio::task::spawn_blocking(move || Base::open(&folder, &files));
@@ -222,6 +230,15 @@ impl Store {
         self.0.clock.look().await;
         Ok(())
     }
+}
+
+/// A node without its log would vote again, and make others believe that nobody has what it had acknowledged.
+fn log_is_gone(folder: &Path) -> Error {
+    Error::refused(format!(
+        "the log in {} is gone, and with it what this node voted and acknowledged. Restore it, or move the whole data folder \
+         away: then the node joins its cluster as a new one",
+        folder.display()
+    ))
 }
 
 /// What was purged from the log must be in the checkpoint, or in the snapshot that it was rebuilt from.

@@ -265,6 +265,17 @@ impl Drop for Wal {
 }
 
 /// Refuses to start on the log in `dir`: what is wrong, and the way on.
+/// Whether there is a log in that folder, whole or not. The first opening makes one that is never without a segment again.
+///
+/// Fatal if the folder cannot be looked into.
+pub fn is_there(dir: &Path) -> Result<bool> {
+    match segment::list(dir) {
+        Ok(numbers) => Ok(!numbers.is_empty()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::fatal(format!("cannot look into {}: {e}", dir.display()))),
+    }
+}
+
 fn refuse<T>(dir: &Path, what: impl fmt::Display) -> Result<T> {
     Err(Error::refused(format!(
         "the log in {} is not what was written: {what}. Restore this node's data folder as a whole, or start with an empty \
