@@ -323,6 +323,7 @@ fn play_one(seats: &Seats, report: &Report, mut applied: Applied, ticket: Ticket
         report.note(&applied, &effect);
         if let Effect::Down { node, incarnation } = &effect
             && *node == seats.node
+            && !seats.is_empty()
         {
             tracing::warn!(incarnation, "this node's incarnation is over: letting its clients go, they recover");
             seats.let_all_go();

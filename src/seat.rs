@@ -22,7 +22,7 @@ use std::{
 use moim_raft::command::{Holder, Namespace, Position, Room, User};
 use prometheus::IntCounter;
 use serde_json::value::RawValue;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use self::answers::Answers;
 use crate::client::{Ack, Encoded, Lost, Outlet, Transport};
@@ -85,6 +85,8 @@ pub struct Seat {
     pub gap: Option<Duration>,
     bounds: Bounds,
     stage: Mutex<Stage>,
+    /// Told when the stage is no longer waiting.
+    settled: Notify,
     transport: Mutex<Option<Transport>>,
     recovery: AtomicBool,
     answers: Mutex<Answers<Answer>>,
@@ -124,6 +126,7 @@ impl Seat {
             gap: None,
             bounds,
             stage: Mutex::new(stage),
+            settled: Notify::new(),
             transport: Mutex::new(None),
             recovery: true.into(),
             commands: Arc::new(Semaphore::new(COMMANDS_MAX as usize)),
@@ -154,6 +157,30 @@ impl Seat {
     /// Writes the answer to a request.
     pub fn ack(&self, ack: Ack, answer: Box<RawValue>) -> Result<Fill, Gone> {
         self.write(Packet::Ack(ack, answer))
+    }
+
+    /// Writes what was asked for and may be larger than what may wait. To be called when the seat is settled and eased.
+    pub fn page(&self, ack: Ack, answer: &RawValue) -> Result<(), Gone> {
+        let stage = self.lock();
+        let written = match &*stage {
+            Stage::Live(outlet) => outlet.page(ack, answer).map_err(|lost| self.count(lost)),
+            _ => return Err(Gone),
+        };
+        if written.is_err() {
+            self.leave(stage);
+        }
+        written
+    }
+
+    /// Waits until the replay has been written, or the seat was let go.
+    pub async fn settled(&self) {
+        loop {
+            let notified = self.settled.notified();
+            if !matches!(*self.lock(), Stage::Waiting { .. }) {
+                return;
+            }
+            notified.await;
+        }
     }
 
     /// Hands over what may be lost; a seat without a socket loses it.
@@ -275,6 +302,7 @@ impl Seat {
                 }
                 if queue.is_empty() {
                     *stage = Stage::Live(outlet);
+                    self.settled.notify_waiters();
                     return Ok(());
                 }
             }
@@ -326,11 +354,13 @@ impl Seat {
     /// Ends the seat and leaves the transport to the other namespaces on it.
     pub fn vacate(&self) {
         *self.lock() = Stage::Gone;
+        self.settled.notify_waiters();
     }
 
     fn leave(&self, mut stage: MutexGuard<'_, Stage>) {
         *stage = Stage::Gone;
         drop(stage);
+        self.settled.notify_waiters();
         if let Some(transport) = &*self.carrier() {
             transport.cut();
         }

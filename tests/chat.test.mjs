@@ -333,6 +333,20 @@ for (const ns of NAMESPACES) {
       await a.next("online", ({ user, room: where }) => user === b.user && where === room);
     });
 
+    await step("what else is in auth makes nobody a guest", async () => {
+      const user = unique("user");
+      // Half of an emoji, as text is cut by length; and deeper than any parser here goes.
+      const odd = { nick: "ab\ud83d", deep: Array.from({ length: 200 }).reduce((inner) => [inner], 1) };
+      const client = await Client.ready(one.url, { ns, user, auth: { user, ...odd } });
+      assert.equal(client.last.user, user);
+      const { sid } = client.last;
+      client.dropTransport();
+      assert.deepEqual([(await client.waitReady(2)).recovered, client.last.sid], [true, sid]);
+      const nobody = new Client(one.url, { ns, auth: { user: "ab\ud83d" } });
+      assert.deepEqual(await nobody.next("connect_error"), ["unauthorized"]);
+      for (const each of [client, nobody]) each.close();
+    });
+
     await step("a guest's rooms end with its session", async () => {
       const room = unique("room");
       const a = await member(one, room);

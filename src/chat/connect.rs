@@ -14,6 +14,7 @@
 //! - A seat that nobody takes is given up: a session just opened is closed, a resumed one is lost again.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
@@ -24,7 +25,7 @@ use moim_raft::{
     command::{Command, Holder, Namespace, PidHash, Position, Refusal, Reply, Sid, User, url_safe},
     state::{Applied, Session},
 };
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use sha2::{Digest, Sha256};
 use socketioxide::{extract::TryData, handler::ConnectHandler};
 
@@ -100,12 +101,26 @@ enum Resumed {
 #[derive(Clone)]
 struct Waiting(Arc<Mutex<Option<Attachment>>>);
 
+/// What is ours of a client's `auth`. The rest may be anything that a client calls JSON, also what no parser here takes (half of an
+/// emoji); but who cannot be understood is not taken for somebody who named no user.
+fn known(auth: &RawValue) -> Result<Value, Final> {
+    let fields: BTreeMap<String, &RawValue> = match serde_json::from_str(auth.get()) {
+        Ok(fields) => fields,
+        Err(_) if auth.get().starts_with('{') => return Err(Final::Unauthorized),
+        Err(_) => return Ok(Value::Null),
+    };
+    let ours = ["user", "pid", "offset", "csr"].into_iter().filter_map(|key| Some((key, fields.get(key)?)));
+    let parsed = ours.map(|(key, field)| Ok((key.to_owned(), serde_json::from_str(field.get())?)));
+    parsed.collect::<serde_json::Result<_>>().map(Value::Object).map_err(|_| Final::Unauthorized)
+}
+
 /// Registers the chat in a namespace; a pattern in braces makes a dynamic one.
 pub fn register(chat: &Chat, io: &SocketIo, ns: &str) -> Result<(), String> {
     let (on_middleware, on_connect) = (chat.clone(), chat.clone());
-    let middleware = move |socket: SocketRef, auth: TryData<Value>| {
+    let middleware = move |socket: SocketRef, auth: TryData<Box<RawValue>>| {
         let chat = on_middleware.clone();
-        async move { chat.connecting(socket, auth.0.ok()).await }
+        let auth = auth.0.map_err(|_| Final::Unauthorized).and_then(|auth| known(&auth));
+        async move { chat.connecting(socket, auth?).await }
     };
     let handler = move |socket: SocketRef| {
         let chat = on_connect.clone();
@@ -122,9 +137,9 @@ pub fn register(chat: &Chat, io: &SocketIo, ns: &str) -> Result<(), String> {
 
 impl Chat {
     /// The middleware: see the module.
-    async fn connecting(&self, socket: SocketRef, auth: Option<Value>) -> Result<(), Final> {
+    async fn connecting(&self, socket: SocketRef, auth: Value) -> Result<(), Final> {
         let Some(transport) = socketio::transport(&socket) else { return Err(Final::Cut) };
-        let client = self.identify(socket.ns(), auth.unwrap_or_default())?;
+        let client = self.identify(socket.ns(), auth)?;
         if self.stopping.is_cancelled() {
             transport.cut();
             return Err(Final::Cut);

@@ -160,18 +160,9 @@ impl Worker {
             "join" => self.join(payload),
             "leave" => self.leave(payload),
             "message" => self.message(payload),
-            "rooms" => {
-                let answer = self.read(|| self.rooms()).await;
-                return self.reply(ack, answer);
-            }
-            "users" => {
-                let answer = self.read(|| self.users(payload)).await;
-                return self.reply(ack, answer);
-            }
-            "history" => {
-                let answer = self.read(|| self.history(payload)).await;
-                return self.reply(ack, answer);
-            }
+            "rooms" => return self.show(ack, || self.rooms()).await,
+            "users" => return self.show(ack, || self.users(payload)).await,
+            "history" => return self.show(ack, || self.history(payload)).await,
             "typing" => return self.typing(payload).map_err(|refused| (refused, ack)),
             other if self.chat.settings.relay.iter().any(|relayed| relayed == other) => {
                 return self.relay(other, payload).map_err(|refused| (refused, ack));
@@ -226,14 +217,20 @@ impl Worker {
         read()
     }
 
-    fn reply(&self, ack: Ack, answer: Result<Box<RawValue>, Refused>) -> Result<(), (Refused, Ack)> {
-        match answer {
-            Ok(answer) => {
-                _ = self.seat.ack(ack, answer);
-                Ok(())
-            }
-            Err(refused) => Err((refused, ack)),
+    /// Answers with something that may be large, at the pace at which the client takes it.
+    async fn show(
+        &self,
+        ack: Ack,
+        read: impl FnOnce() -> Result<Box<RawValue>, Refused>,
+    ) -> Result<(), (Refused, Ack)> {
+        // Before it is read: behind it, what happens meanwhile would be missing from it and come before it.
+        self.seat.settled().await;
+        self.seat.eased().await;
+        match self.read(read).await {
+            Ok(answer) => _ = self.seat.page(ack, &answer),
+            Err(refused) => return Err((refused, ack)),
         }
+        Ok(())
     }
 
     /// A refusal takes its turn too.

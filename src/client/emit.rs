@@ -10,7 +10,10 @@
 use std::{
     convert::Infallible,
     fmt,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use serde_json::value::RawValue;
@@ -115,6 +118,8 @@ pub struct Outlet {
     adapter: Arc<PeerAdapter>,
     transport: Transport,
     limit: usize,
+    /// Of the last page, until the queue was empty.
+    page_bytes: AtomicUsize,
     /// Held while a packet is queued, so that none gets in between the one that failed and the poison.
     lost: Mutex<Option<Lost>>,
 }
@@ -124,7 +129,14 @@ impl Outlet {
     /// its namespace is none of this hub's.
     pub fn new(hub: &Hub, socket: SocketRef, transport: Transport) -> Option<Self> {
         let adapter = hub.adapter(socket.ns())?;
-        Some(Self { socket, adapter, transport, limit: QUEUE_BYTES, lost: Mutex::new(None) })
+        Some(Self {
+            socket,
+            adapter,
+            transport,
+            limit: QUEUE_BYTES,
+            page_bytes: AtomicUsize::new(0),
+            lost: Mutex::new(None),
+        })
     }
 
     /// The same with another bound.
@@ -138,7 +150,7 @@ impl Outlet {
     /// # Errors
     /// If it could not be queued, now or earlier: the outlet is poisoned, and cut if its queue was full.
     pub fn event(&self, event: &Encoded) -> Result<(), Lost> {
-        self.queue(event.bytes(self.socket.ns()), || self.adapter.send(&self.socket, event.0.clone()))
+        self.queue(event.bytes(self.socket.ns()), false, || self.adapter.send(&self.socket, event.0.clone()))
     }
 
     /// Queues the answer `data` to an event; nothing if the client did not ask for one.
@@ -146,14 +158,20 @@ impl Outlet {
     /// # Errors
     /// As for [`Outlet::event`].
     pub fn ack(&self, ack: Ack, data: &RawValue) -> Result<(), Lost> {
-        let Some(id) = ack.id else { return Ok(()) };
-        let bytes = packet_bytes(self.socket.ns(), id.to_string().len(), 2 + data.get().len());
-        self.queue(bytes, || match ack.sender.send(data) {
-            Err(SendError::Socket(error)) => Err(error),
-            // JSON that is text already always serialises. If it did not, it would be a gap like any other.
-            Err(SendError::Serialize(_)) => Err(SocketError::InternalChannelFull),
-            Ok(()) => Ok(()),
-        })
+        let Some(bytes) = self.ack_bytes(&ack, data) else { return Ok(()) };
+        self.queue(bytes, false, || send(ack, data))
+    }
+
+    /// The same for an answer of any size, which gets room of its own beside the queue until that is empty, or the next one
+    /// does. So a client that takes what it asked for is not cut for what it did not.
+    pub fn page(&self, ack: Ack, data: &RawValue) -> Result<(), Lost> {
+        let Some(bytes) = self.ack_bytes(&ack, data) else { return Ok(()) };
+        self.queue(bytes, true, || send(ack, data))
+    }
+
+    fn ack_bytes(&self, ack: &Ack, data: &RawValue) -> Option<usize> {
+        let id = ack.id?.to_string();
+        Some(packet_bytes(self.socket.ns(), id.len(), 2 + data.get().len()))
     }
 
     /// Hands over an event that may be lost and may overtake others: nothing if anything is wrong. It has a place of one
@@ -187,12 +205,12 @@ impl Outlet {
         &self.socket
     }
 
-    fn queue(&self, bytes: usize, emit: impl FnOnce() -> Result<(), SocketError>) -> Result<(), Lost> {
+    fn queue(&self, bytes: usize, page: bool, emit: impl FnOnce() -> Result<(), SocketError>) -> Result<(), Lost> {
         let mut lost = self.lost.lock().expect("nothing panics under this lock");
         if let Some(lost) = *lost {
             return Err(lost);
         }
-        match self.try_queue(bytes, emit) {
+        match self.try_queue(bytes, page, emit) {
             Ok(()) => Ok(()),
             Err(why) => {
                 *lost = Some(why);
@@ -204,13 +222,17 @@ impl Outlet {
         }
     }
 
-    fn try_queue(&self, bytes: usize, emit: impl FnOnce() -> Result<(), SocketError>) -> Result<(), Lost> {
+    fn try_queue(&self, bytes: usize, page: bool, emit: impl FnOnce() -> Result<(), SocketError>) -> Result<(), Lost> {
         if self.transport.is_closed() {
             return Err(Lost::Closed);
         }
         // An empty queue takes a packet of any size: else one above the limit could never be sent.
         let queued = self.transport.queued_bytes();
-        if queued > 0 && queued + bytes > self.limit {
+        if page || queued == 0 {
+            self.page_bytes.store(if page { bytes } else { 0 }, Ordering::Relaxed);
+        }
+        let limit = self.limit + self.page_bytes.load(Ordering::Relaxed);
+        if queued > 0 && queued + bytes > limit {
             return Err(Lost::Full);
         }
         // Counted first: once emitted, it may be written, and subtracted, before this task goes on.
@@ -220,5 +242,14 @@ impl Outlet {
             SocketError::Closed => Lost::Closed,
             SocketError::InternalChannelFull => Lost::Full,
         })
+    }
+}
+
+fn send(ack: Ack, data: &RawValue) -> Result<(), SocketError> {
+    match ack.sender.send(data) {
+        Err(SendError::Socket(error)) => Err(error),
+        // JSON that is text already always serialises. If it did not, it would be a gap like any other.
+        Err(SendError::Serialize(_)) => Err(SocketError::InternalChannelFull),
+        Ok(()) => Ok(()),
     }
 }
