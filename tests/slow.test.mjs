@@ -211,17 +211,18 @@ test("who asks for much at once gets it all, over a queue that holds a fraction"
     const [one, two] = cluster.nodes;
     for (const transport of ["websocket", "polling"]) {
       const name = unique("room");
-      const reader = await Client.ready(one.url, { user: unique("reader"), transports: [transport], upgrade: false });
       const sender = await Client.ready(two.url, { user: unique("sender") });
-      for (const client of [reader, sender]) await client.ok("join", name);
+      await sender.ok("join", name);
       const body = "x".repeat(8000);
-      const said = await Promise.all(Array.from({ length: 100 }, () => sender.ok("message", { room: name, text: { body } })));
-      await eventually("all of them heard", () => reader.messages(name).length === said.length);
+      for (let n = 0; n < 100; n++) await sender.ok("message", { room: name, text: { body } });
+      // It comes later: what is said to it unasked, in one go, is another matter.
+      const reader = await Client.ready(one.url, { user: unique("reader"), transports: [transport], upgrade: false });
+      await reader.ok("join", name);
       // 40 answers of 0.8 MB, while the room goes on.
       const pages = Array.from({ length: 40 }, () => reader.request("history", { room: name }, { timeout: 30_000 }));
       for (let n = 0; n < 20; n++) await sender.ok("message", { room: name, text: { n } });
       for (const page of await Promise.all(pages)) assert.equal(page.messages?.length, 100, JSON.stringify(page).slice(0, 200));
-      await eventually("the rest heard", () => reader.messages(name).length === said.length + 20);
+      await eventually("the rest heard", () => reader.messages(name).length === 20);
       assert.deepEqual(reader.outages, [], `${transport}: a client that reads is not cut`);
       for (const client of [reader, sender]) client.close();
     }
