@@ -82,6 +82,11 @@ impl Node {
     fn leader(&self) -> Option<NodeId> {
         self.raft.metrics().borrow_watched().current_leader
     }
+
+    /// Followers know a leader as soon as it speaks to them; it takes writes once a quorum's answers have come back.
+    fn takes_writes(&self) -> bool {
+        self.leader() == Some(self.id) && self.raft.metrics().borrow_watched().last_quorum_acked.is_some()
+    }
 }
 
 async fn until(what: &str, done: impl Fn() -> bool) {
@@ -99,7 +104,7 @@ async fn three_rafts_elect_replicate_hand_over_and_bring_a_fourth_up_by_snapshot
     let members: BTreeMap<NodeId, Peer> = nodes.iter().map(|node| (node.id, node.peer.clone())).collect();
     assert!(nodes.iter().all(|node| node.heard.last().is_none()));
     nodes[0].raft.initialize(members).await.unwrap();
-    until("a leads", || nodes.iter().all(|node| node.leader() == Some(nodes[0].id))).await;
+    until("a leads", || nodes.iter().all(|node| node.leader() == Some(nodes[0].id)) && nodes[0].takes_writes()).await;
 
     let payloads: Vec<Bytes> = (0..200_u32).map(|n| Bytes::from(vec![n as u8; 1000])).collect();
     for payload in &payloads {
@@ -111,7 +116,7 @@ async fn three_rafts_elect_replicate_hand_over_and_bring_a_fourth_up_by_snapshot
     // Handing over is a matter of milliseconds; an election would take the lease and a time-out, two seconds at the least.
     let begun = Instant::now();
     nodes[0].raft.trigger().transfer_leader(nodes[1].id).await.unwrap();
-    until("b leads", || nodes[1].leader() == Some(nodes[1].id)).await;
+    until("b leads", || nodes[1].takes_writes()).await;
     assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
 
     // The log is purged, so a new node can come up by snapshot only.
