@@ -94,6 +94,36 @@ async fn an_upgrade_that_comes_to_nothing_costs_the_session_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_poll_that_waits_when_an_accepted_upgrade_is_lost_says_so() {
+    let node = Node::plain().await;
+    node.namespace("/");
+    let path = node.polling().await;
+    node.post(&path, "40").await;
+    polled(&node, &path, "42").await;
+    let upgrade = path.replace("/socket.io/?EIO=4&transport=polling", "");
+    let lost = async {
+        loop {
+            let Ok(mut ws) = node.upgrade(&upgrade).await else { continue };
+            send(&mut ws, "2probe").await;
+            assert_eq!(text(&mut ws).await.unwrap(), "3probe");
+            // Each is let go; the next one has longer to wait.
+            for _ in 0..6 {
+                assert_eq!(node.get(&path).await, (200, "6".to_owned()));
+            }
+            let mut waiting = node.ask("GET", &path, "").await;
+            drop(ws);
+            match answer(&mut waiting).await {
+                // It was let go just before.
+                (200, noop) => assert_eq!(noop, "6"),
+                other => return other,
+            }
+        }
+    };
+    assert_eq!(timeout(SOON, lost).await.expect("in time"), unknown());
+    assert_eq!(node.get(&path).await, unknown());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_packets_that_wait_are_all_there_after_an_upgrade() {
     let node = Node::plain().await;
     node.io.ns("/", async |socket: SocketRef| {

@@ -273,6 +273,11 @@ impl Transport {
         Ok(Turn { transport: self.clone(), done: false })
     }
 
+    /// Whether a poll waits.
+    pub(super) fn is_polled(&self) -> bool {
+        self.lock().polled
+    }
+
     /// A client whose own doing ends the transport, and that will not come back by itself, is told so by a packet. To be
     /// called before it has ended.
     pub(super) fn part_with(&self, word: &'static [u8]) {

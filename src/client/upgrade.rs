@@ -8,6 +8,11 @@
 //! when the offer comes to nothing. A client behind something that lets the upgrade pass and swallows its frames would
 //! never hear a word. What always holds here: until the client says `5` its session polls on as if nothing had been, and
 //! whatever happens to the WebSocket before that costs the WebSocket and nothing else.
+//!
+//! One thing costs the session its transport. Once the stock client has heard our answer it waits for its poll to end, and
+//! when it loses the WebSocket while it waits it neither polls nor speaks again until its ping times out, 45 s later. So the
+//! wait is kept short, and a poll that still waits when the WebSocket is lost ends with "session unknown": the client comes
+//! back at once, and whole. One that had not heard our answer would have polled on; it comes back as well.
 
 use std::{
     io,
@@ -26,8 +31,10 @@ use super::{frame, transport::Transport};
 
 /// From the offer to the choice; Socket.IO's own server waits as long.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the client's poll is let go while it is about to choose.
-const LET_GO_EVERY: Duration = Duration::from_millis(100);
+/// The client's poll is let go while it is about to choose: again after this time, then after twice as long, ...
+const LET_GO_FIRST: Duration = Duration::from_millis(1);
+/// ... up to this, so that a client which never hears our answer does not poll in circles.
+const LET_GO_MOST: Duration = Duration::from_millis(100);
 
 const PING: &[u8] = b"2probe";
 const PONG: &[u8] = b"3probe";
@@ -47,15 +54,25 @@ where
         io.flush().await?;
         let choice = async {
             let mut choice = pin!(read(&mut io, CHOICE));
+            let mut pause = LET_GO_FIRST;
             loop {
                 transport.release();
                 tokio::select! {
                     choice = &mut choice => return choice,
-                    () = sleep(LET_GO_EVERY) => {}
+                    () = sleep(pause) => pause = (pause * 2).min(LET_GO_MOST),
                 }
             }
         };
-        io::Result::Ok([ping, choice.await?].concat())
+        match choice.await {
+            Ok(choice) => Ok([ping, choice].concat()),
+            Err(e) => {
+                // It may be waiting: see the module.
+                if e.kind() != io::ErrorKind::InvalidData && transport.is_polled() {
+                    transport.cut();
+                }
+                Err(e)
+            }
+        }
     });
     let heard = chosen.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     Ok(Chosen { io, heard: heard.into(), said: frame::text(PONG).len() })
