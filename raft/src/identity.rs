@@ -5,14 +5,16 @@
 //!
 //! * a folder is used by one process at a time (a file lock says so);
 //! * what is in memory here is on disk: each change is written aside, synced, renamed, and the folder synced, before it counts;
-//! * a folder that has belonged to a cluster leaves a *marker* beside itself. So an empty folder next to a marker is known
-//!   to be one that was lost or not mounted, and forms no new cluster.
+//! * a folder that has belonged to a cluster leaves a [*marker*](crate::marker) beside itself. So an empty folder next to a
+//!   marker is known to be one that was lost or not mounted, and forms no new cluster; and an old copy that was put back is
+//!   known to be one, and refused.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,7 @@ use crate::{
     codec::{self, Kind},
     disk,
     error::{Error, Result},
+    marker::Marker,
     raft::{NodeId, Peer},
 };
 
@@ -61,6 +64,7 @@ pub struct Identity {
     stored: Stored,
     /// The cluster that the marker names, when the folder itself was found empty.
     lost: Option<ClusterId>,
+    marker: Arc<Marker>,
     lock: File,
 }
 
@@ -75,14 +79,15 @@ impl Identity {
     /// Opens the folder, makes it (and a node id) if there is none, and keeps it locked until dropped.
     ///
     /// # Errors
-    /// `Refused` when another process uses the folder, it is somebody else's, or its identity file is damaged; `Fatal` when the
-    /// disk fails.
+    /// `Refused` when another process uses the folder, it is somebody else's, an older copy, or its identity file is damaged;
+    /// `Fatal` when the disk fails.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let dir = dir.into();
         refuse_foreign(&dir)?;
         make_folder(&dir).map_err(|e| failed(&dir, "make", &e))?;
+        let dir = named(dir)?;
         let lock = lock(&dir)?;
-        let marker = read_marker(&dir)?;
+        let marker = Arc::new(Marker::open(&dir)?);
         let found = read(&dir.join(FILE)).map_err(|e| failed(&dir, "read the identity in", &e))?;
         let new = found.is_none();
         let stored: Stored = match found {
@@ -90,10 +95,11 @@ impl Identity {
             None => Stored { node: random_id()?, incarnation: 0, belongs: Belongs::Nowhere },
         };
         // Judged by what the folder says, not by whether it is new: its second start must not forget that it was lost.
-        let lost = marker.clone().filter(|_| stored.belongs == Belongs::Nowhere);
-        let mut identity = Self { dir, stored: stored.clone(), lost, lock };
+        let lost = marker.cluster().filter(|_| stored.belongs == Belongs::Nowhere);
+        marker.check_incarnation(&dir, stored.node, stored.incarnation)?;
+        let mut identity = Self { dir, stored: stored.clone(), lost, marker, lock };
         match &stored.belongs {
-            Belongs::Settled { cluster, .. } if marker.as_ref() != Some(cluster) => identity.write_marker(cluster)?,
+            Belongs::Settled { cluster, .. } => identity.marker.settle(cluster)?,
             _ if new => identity.store(stored)?,
             _ => {}
         }
@@ -137,17 +143,28 @@ impl Identity {
             "the data folder {} is empty, but {} says that it belonged to cluster {cluster}. Restore the folder (is its disk \
              mounted?), or join that cluster as a new node (--join), or delete the marker file to really start anew",
             self.dir.display(),
-            marker_path(&self.dir).display(),
+            self.marker.path().display(),
         )))
     }
 
-    /// Number of this start of the node: one more than the last, on disk before it is returned.
+    /// Number of this start of the node: one more than the last, on disk before it is returned, and in the marker after that.
     pub fn next_incarnation(&mut self) -> Result<u64> {
         let mut next = self.stored.clone();
         next.incarnation += 1;
         let incarnation = next.incarnation;
         self.store(next)?;
+        // A marker that lags guards less, and nothing that the node promises rests on it.
+        if self.is_settled()
+            && let Err(e) = self.marker.started(self.stored.node, incarnation)
+        {
+            tracing::warn!("an old copy of the data folder could not be told from this one: {}", e.why());
+        }
         Ok(incarnation)
+    }
+
+    /// What lies beside the folder.
+    pub fn marker(&self) -> Arc<Marker> {
+        Arc::clone(&self.marker)
     }
 
     /// Moves on to `belongs`; on disk (and the marker beside the folder, once settled) when this returns.
@@ -161,7 +178,7 @@ impl Identity {
             return Err(Error::refused(format!("the data folder belongs to cluster {old} for good")));
         }
         if let Belongs::Settled { cluster, .. } = &belongs {
-            self.write_marker(cluster)?; // First: a marker too many is an explained refusal, one too few a second cluster.
+            self.marker.settle(cluster)?; // First: a marker too many is an explained refusal, one too few a second cluster.
         }
         self.store(Stored { belongs, ..self.stored.clone() })?;
         self.lost = None;
@@ -174,10 +191,6 @@ impl Identity {
         self.stored = stored;
         Ok(())
     }
-
-    fn write_marker(&self, cluster: &str) -> Result<()> {
-        disk::replace(&marker_path(&self.dir), format!("{cluster}\n").as_bytes())
-    }
 }
 
 /// A new cluster id.
@@ -186,13 +199,6 @@ pub fn new_cluster_id() -> Result<ClusterId> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).map_err(Error::fatal)?;
     Ok(random.iter().map(|byte| char::from(BASE32[usize::from(byte % 32)])).collect())
-}
-
-/// `<data>.cluster`: outside, so that it is still there when the folder is not.
-pub fn marker_path(dir: &Path) -> PathBuf {
-    let mut name = dir.file_name().unwrap_or_default().to_owned();
-    name.push(".cluster");
-    dir.with_file_name(name)
 }
 
 fn random_id() -> Result<NodeId> {
@@ -224,6 +230,14 @@ fn make_folder(dir: &Path) -> io::Result<()> {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
 }
 
+/// By its name in the folder above it, beside which the marker lies: `.` and `..` have none.
+fn named(dir: PathBuf) -> Result<PathBuf> {
+    match dir.file_name() {
+        Some(_) => Ok(dir),
+        None => dir.canonicalize().map_err(|e| failed(&dir, "find", &e)),
+    }
+}
+
 fn lock(dir: &Path) -> Result<File> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(dir.join(LOCK));
     let file = file.map_err(|e| failed(dir, "open the lock in", &e))?;
@@ -245,18 +259,13 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-fn read_marker(dir: &Path) -> Result<Option<ClusterId>> {
-    let bytes = read(&marker_path(dir)).map_err(|e| failed(dir, "read the marker beside", &e))?;
-    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
-}
-
 fn failed(dir: &Path, what: &str, error: &io::Error) -> Error {
     Error::fatal(format!("cannot {what} the data folder {}: {error}", dir.display()))
 }
 
 fn damaged(dir: &Path, error: &Error) -> Error {
     Error::refused(format!(
-        "{} cannot be used ({error}). Move the folder away and join the cluster as a new node",
+        "{} cannot be used ({error}). Move the folder aside, keep it, and join the cluster as a new node",
         dir.join(FILE).display()
     ))
 }
@@ -309,6 +318,70 @@ mod tests {
         identity.may_form().unwrap();
     }
 
+    /// A copy of the folder's only file that says how often it was started.
+    fn copy(dir: &Path) -> Vec<u8> {
+        fs::read(dir.join(FILE)).unwrap()
+    }
+
+    #[test]
+    fn an_old_copy_of_the_folder_is_refused_unless_the_marker_is_deleted() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("n1");
+        let mut identity = Identity::open(&dir).unwrap();
+        identity.set_belongs(settled("abc")).unwrap();
+        identity.next_incarnation().unwrap();
+        let old = copy(&dir);
+        identity.next_incarnation().unwrap();
+        drop(identity);
+        let new = copy(&dir);
+        fs::write(dir.join(FILE), &old).unwrap();
+        let why = Identity::open(&dir).unwrap_err().to_string();
+        assert!(
+            why.starts_with("refused: the data folder") && why.contains("started 1 times, the node 2 times"),
+            "{why}"
+        );
+        assert!(why.contains("moim node replace") && why.contains("n1.cluster"), "{why}");
+        assert_eq!(copy(&dir), old, "it is left as it was");
+        fs::write(dir.join(FILE), &new).unwrap();
+        drop(Identity::open(&dir).unwrap());
+        // Elsewhere there is no marker, and an operator may know better.
+        let elsewhere = temp.path().join("n2");
+        fs::create_dir(&elsewhere).unwrap();
+        fs::write(elsewhere.join(FILE), &old).unwrap();
+        assert_eq!(Identity::open(&elsewhere).unwrap().next_incarnation().unwrap(), 2);
+        fs::write(dir.join(FILE), &old).unwrap();
+        fs::remove_file(temp.path().join("n1.cluster")).unwrap();
+        assert_eq!(Identity::open(&dir).unwrap().next_incarnation().unwrap(), 2);
+    }
+
+    #[test]
+    fn a_crash_before_the_marker_was_written_and_an_old_marker_are_no_old_copy() {
+        let temp = tempfile::tempdir().unwrap();
+        let (dir, marker) = (temp.path().join("n1"), temp.path().join("n1.cluster"));
+        Identity::open(&dir).unwrap().set_belongs(settled("abc")).unwrap();
+        assert_eq!(fs::read_to_string(&marker).unwrap(), "abc\n");
+        let before = fs::read(&marker).unwrap();
+        Identity::open(&dir).unwrap().next_incarnation().unwrap();
+        assert!(fs::read_to_string(&marker).unwrap().ends_with("incarnation 1 applied 0\n"));
+        fs::write(&marker, before).unwrap();
+        assert_eq!(Identity::open(&dir).unwrap().next_incarnation().unwrap(), 2);
+    }
+
+    #[test]
+    fn the_marker_is_beside_the_folder_however_it_is_named() {
+        let temp = tempfile::tempdir().unwrap();
+        for (i, tail) in [".", "", "x/..", "./."].iter().enumerate() {
+            let dir = temp.path().join(format!("n{i}"));
+            fs::create_dir_all(&dir).unwrap();
+            if *tail == "x/.." {
+                fs::create_dir(dir.join(".x")).unwrap();
+            }
+            Identity::open(dir.join(tail.replace('x', ".x"))).unwrap().set_belongs(settled("abc")).unwrap();
+            assert!(temp.path().join(format!("n{i}.cluster")).exists(), "{tail:?}");
+            assert!(!dir.join(".cluster").exists());
+        }
+    }
+
     #[test]
     fn a_settled_folder_never_changes_its_cluster() {
         let temp = tempfile::tempdir().unwrap();
@@ -357,7 +430,7 @@ mod tests {
         Identity::open(&dir).unwrap().set_belongs(settled("abc")).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&dir), 0o700);
-        for path in [dir.join(FILE), dir.join(LOCK), marker_path(&dir)] {
+        for path in [dir.join(FILE), dir.join(LOCK), crate::marker::path(&dir)] {
             assert_eq!(mode(&path), 0o600, "{}", path.display());
         }
     }

@@ -33,6 +33,7 @@
 //! | who is alive, whose session is over, whose clock is wrong | `duties`, `clock` |
 //! | how a cluster goes from one version to the next | [`level`], [`codec`] |
 //! | how nodes talk, and how they become a cluster once | [`net`], [`form`], [`identity`] |
+//! | how an old copy of a data folder is known as one | [`marker`] |
 //! | who votes, who learns, who is gone for good | `members` |
 //! | how everything is put together | [`store`] |
 //!
@@ -91,6 +92,7 @@ pub mod kv;
 pub mod level;
 pub mod log;
 pub mod machine;
+pub mod marker;
 mod members;
 pub mod net;
 mod observe;

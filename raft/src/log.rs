@@ -125,6 +125,16 @@ impl Log {
         self.tail().reach_back(last, bytes)
     }
 
+    /// Whether the entry at `index` is on the disk, or was and is purged.
+    pub fn is_stored(&self, index: u64) -> bool {
+        self.tail().is_stored(index)
+    }
+
+    /// The index of the last entry, purged ones included.
+    pub fn last_index(&self) -> Option<u64> {
+        self.tail().last().map(|id| id.index)
+    }
+
     /// Entries in memory, and entries in all.
     pub fn counts(&self) -> (usize, usize) {
         self.tail().counts()

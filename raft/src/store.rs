@@ -428,7 +428,11 @@ impl Store {
             tracing::warn!("the last checkpoint takes too long: the next start applies more of the log");
         }
         self.0.log.close().await?;
-        self.0.local.identity().unlock();
+        let identity = self.0.local.identity();
+        if let Err(e) = identity.marker().applied(self.node(), *self.0.replica.applied().borrow()) {
+            tracing::warn!("an old copy of the data folder could not be told from this one: {}", e.why());
+        }
+        identity.unlock();
         Ok(())
     }
 }

@@ -13,7 +13,8 @@ use std::{
 use moim_raft::{
     error::{Error, Result},
     form::{Former, Outcome},
-    identity::{Belongs, Identity, marker_path},
+    identity::{Belongs, Identity},
+    marker,
     net::{CallRequest, CallResponse, Lane, Remote},
     raft::{NodeId, Peer},
 };
@@ -115,7 +116,8 @@ async fn one_cluster(lives: &mut [Live]) -> (String, Vec<NodeId>) {
     let cluster = cluster_of(&outcomes[0]).to_owned();
     for live in lives {
         assert!(matches!(live.belongs(), Belongs::Settled { cluster: held, .. } if held == cluster));
-        assert_eq!(fs::read_to_string(marker_path(live.node.local.dir())).unwrap().trim(), cluster);
+        let text = fs::read_to_string(marker::path(live.node.local.dir())).unwrap();
+        assert_eq!(text.lines().next(), Some(cluster.as_str()));
     }
     (cluster, members)
 }

@@ -5,6 +5,7 @@ mod cluster;
 use std::{
     collections::HashMap,
     fs,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -16,6 +17,7 @@ use cluster::{Cluster, GRACE, Node, PATIENCE, SNAPSHOT_EVERY, lobby, ns, say, si
 use moim_raft::{
     Error, Store, Ticket,
     command::{Command, Effect, Limits, Position, Reply, User},
+    marker,
 };
 use tokio::time::timeout;
 
@@ -488,10 +490,65 @@ async fn a_node_whose_identity_was_put_back_starts_under_a_number_that_is_free()
     cluster.stop(0).await;
     let before = cluster.store(1).status().applied;
     std::fs::write(&identity, old).unwrap();
+    std::fs::remove_file(marker::path(&cluster.data(0))).unwrap();
     cluster.reopen(0).await;
     cluster.all_started().await;
     assert_eq!(cluster.store(0).incarnation(), 3);
     let entries = cluster.store(1).status().applied - before;
     assert!(entries < 100, "{entries} entries for one start");
     cluster.agree().await;
+}
+
+/// Copies a folder; what it had replaced goes.
+fn copy(from: &Path, to: &Path) {
+    _ = fs::remove_dir_all(to);
+    fs::create_dir(to).unwrap();
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap().path();
+        let to = to.join(file.file_name().unwrap());
+        if file.is_dir() { copy(&file, &to) } else { _ = fs::copy(&file, &to).unwrap() }
+    }
+}
+
+async fn refusal(cluster: &Cluster, i: usize) -> String {
+    let listener = tokio::net::TcpListener::bind(&cluster.listens[i]).await.unwrap();
+    match cluster.try_open(i, listener).await {
+        Ok(_) => panic!("it votes with less than it acknowledged"),
+        Err(why) => why.to_string(),
+    }
+}
+
+/// With another node that lagged behind it would make up a majority that knows nothing of what was acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_copy_of_a_data_folder_does_not_start() {
+    let mut c = Cluster::new(1).await;
+    let data = c.data(0);
+    let [early, running, last] = ["early", "running", "last"].map(|name| data.with_extension(name));
+    c.stop(0).await;
+    copy(&data, &early);
+    c.reopen(0).await;
+    let by = c.node(0).open_in_lobby("client").await;
+    copy(&data, &running);
+    for n in 0..10 {
+        c.node(0).call(say(&by, format!("acknowledged {n}"))).await;
+    }
+    c.stop(0).await;
+    copy(&data, &last);
+    copy(&early, &data);
+    let why = refusal(&c, 0).await;
+    assert!(why.starts_with("refused: ") && why.contains("it was started 1 times, the node 2 times"), "{why}");
+    copy(&running, &data);
+    let why = refusal(&c, 0).await;
+    assert!(why.contains("its log ends at") && why.contains("moim node replace") && why.contains(".cluster"), "{why}");
+    copy(&last, &data);
+    c.reopen(0).await;
+    c.all_started().await;
+    assert_eq!(c.node(0).texts().len(), 10);
+    c.stop(0).await;
+    // An operator knows better.
+    copy(&running, &data);
+    fs::remove_file(marker::path(&data)).unwrap();
+    c.reopen(0).await;
+    c.all_started().await;
+    assert!(c.node(0).texts().is_empty());
 }

@@ -236,6 +236,17 @@ impl Tail {
         self.first + low as u64
     }
 
+    /// Whether the entry at `index` was written and synced, or purged.
+    pub fn is_stored(&self, index: u64) -> bool {
+        match index.checked_sub(self.first) {
+            None => true,
+            Some(at) => match usize::try_from(at).ok().and_then(|at| self.positions.get(at)) {
+                Some(position) => position.segment != 0,
+                None => self.purged.is_some_and(|purged| index <= purged.index),
+            },
+        }
+    }
+
     /// Entries in memory, and in all.
     pub fn counts(&self) -> (usize, usize) {
         (self.cached.len(), self.positions.len())
@@ -294,7 +305,9 @@ mod tests {
         let mut tail = Tail::new(0);
         let first = append(&mut tail, 1, 5..8);
         append(&mut tail, 1, 8..9);
+        assert!(tail.is_stored(4) && !tail.is_stored(5));
         tail.written(first, at(3, 100));
+        assert_eq!([7, 8, 9].map(|index| tail.is_stored(index)), [true, false, false]);
         assert_eq!(tail.counts(), (1, 4));
         let plan = tail.plan(0, 99, u64::MAX);
         assert_eq!((plan.first, stored(&plan)), (5, vec![(3, 100), (3, 110), (3, 120)]));

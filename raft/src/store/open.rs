@@ -50,7 +50,7 @@ impl Store {
     pub async fn open(config: Config, listener: TcpListener) -> Result<(Self, Feeds)> {
         let identity = Identity::open(&config.data)?;
         let space = Space::open(&config.data)?;
-        let (node, used) = (identity.node(), identity.is_used());
+        let (node, used, marker) = (identity.node(), identity.is_used(), identity.marker());
         let peer = Peer { name: config.info.name.clone(), addr: config.info.peer.clone() };
         let levels = config.info.levels;
         let mut local = Local::new(identity, peer, config.secret.clone());
@@ -69,6 +69,7 @@ impl Store {
         let opening = tokio::task::spawn_blocking(move || Base::open(&folder, &files));
         let (base, found) = opening.await.map_err(Error::fatal)??;
         let checkpoint = found.point.as_ref().and_then(Point::index);
+        marker.check_applied(&config.data, node, log.last_index().max(checkpoint).unwrap_or_default())?;
         reaches_back_to(&log, checkpoint).await?;
         clean(&config.data, checkpoint.unwrap_or_default())
             .map_err(|e| Error::fatal(format!("cannot tidy {}: {e}", config.data.display())))?;
@@ -104,6 +105,7 @@ impl Store {
             snapshot_every: config.snapshot_every,
         };
         tasks.spawn(stop.clone().run_until_cancelled_owned(retention.run()));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(marker.follow(node, replica.applied(), log.clone())));
         let peers = Arc::new(Peers::new(local.clone()));
         let clock = Arc::new(Clock::new(node, consensus.clone(), peers.clone()));
         let comparison = Arc::new(Comparison::new(node, consensus.clone(), peers.clone(), replica.clone()));
