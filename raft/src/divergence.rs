@@ -30,6 +30,11 @@ const FIRST_COMPARE_EVERY: Duration = Duration::from_secs(1);
 /// For one answer. A node that takes longer is not compared this time.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
+/// What to do with a node that the majority contradicts. A majority that was put back from an old copy is wrong itself.
+pub const KEEP: &str = "stop it and keep its data folder: move it aside, do not delete it, because it may hold what was \
+     acknowledged and the others lack. When it is clear that they lack nothing, start the node with an empty folder, so that \
+     it joins as a new one";
+
 /// State hashes by applied index, oldest first.
 pub(crate) type Hashes = Vec<(u64, u128)>;
 
@@ -145,8 +150,7 @@ fn say(found: &Divergence, name: impl Fn(NodeId) -> String) -> String {
             names(found.hashes.keys().copied().collect())
         ),
         false => format!(
-            "the state of {} differs from that of the majority: stop it, move its data folder away, and let it join as a new \
-             node",
+            "the state of {} differs from that of the majority: {KEEP}",
             names(found.wrong.iter().copied().collect())
         ),
     }
@@ -171,6 +175,14 @@ mod tests {
         assert_eq!(wrong(&[(1, &[(7, 10)]), (2, &[(7, 10)]), (3, &[(7, 99)])]), [3]);
         assert_eq!(wrong(&[(1, &[(7, 99)]), (2, &[(7, 10)]), (3, &[(7, 10)])]), [1]);
         assert_eq!(wrong(&[(1, &[(7, 1)]), (2, &[(7, 1)]), (3, &[(7, 1)]), (4, &[(7, 2)]), (5, &[(7, 3)])]), [4, 5]);
+    }
+
+    #[test]
+    fn who_is_wrong_is_told_to_keep_the_folder_first() {
+        let found = verdict(&[(1, &[(7, 10)]), (2, &[(7, 10)]), (3, &[(7, 99)])], None).unwrap().unwrap();
+        let text = say(&found, |id| format!("n{id}"));
+        assert!(text.starts_with("the state of n3 differs from that of the majority: stop it and keep"), "{text}");
+        assert!(text.find("do not delete").unwrap() < text.find("empty folder").unwrap(), "{text}");
     }
 
     #[test]
