@@ -18,7 +18,7 @@ use crate::{
     consensus::Consensus,
     level,
     machine::Replica,
-    net::{Local, Peers},
+    net::{Local, Network, Peers},
     propose::{Proposals, Ticket},
     state::RoomName,
 };
@@ -47,6 +47,7 @@ pub(crate) struct Duties {
     pub replica: Arc<Replica>,
     pub proposals: Arc<Proposals>,
     pub peers: Arc<Peers>,
+    pub network: Network,
     pub started: watch::Receiver<bool>,
     /// When a leader was last known to have a quorum, as far as this node can tell.
     pub contact: watch::Sender<Option<Instant>>,
@@ -81,7 +82,9 @@ impl Duties {
         loop {
             let now = tick.tick().await;
             self.proposals.time_out(now);
-            self.peers.set_peers(self.consensus.members());
+            let members = self.consensus.members();
+            self.network.set_addrs(members.iter().cloned());
+            self.peers.set_peers(members);
             let level = self.replica.read(|state| state.level());
             self.proposals.set_level(level.unwrap_or(level::FIRST));
             // A node that has just begun to lead, or to follow, has heard nobody in that part: what it heard before counts.

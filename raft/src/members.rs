@@ -30,14 +30,14 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
-use self::decide::{Seen, Step, View, judge, next, note};
+use self::decide::{Seen, Step, View, is_free, judge, next, note, went_back};
 use crate::{
     clock::Clock,
     command::{Command, NodeId},
     consensus::Consensus,
     error::{Error, Result},
     machine::Replica,
-    net::{CallRequest, CallResponse, Leadership, Peers},
+    net::{Acked, CallRequest, CallResponse, Leadership, Peers},
     propose::{Proposals, Ticket},
     raft::{LogId, Peer},
 };
@@ -83,7 +83,7 @@ pub struct Member {
     pub lag: Option<u64>,
     /// No word of it for so long.
     pub silent_ms: u64,
-    /// Why it is a learner still, or that it is being removed.
+    /// Why it is a learner still, that it is being removed, or that its log went back.
     pub note: Option<String>,
 }
 
@@ -95,6 +95,7 @@ pub(crate) struct Members {
     pub replica: Arc<Replica>,
     pub proposals: Arc<Proposals>,
     pub peers: Arc<Peers>,
+    pub acked: Arc<Acked>,
     pub replace_after: Duration,
     pub state: Progress,
 }
@@ -193,7 +194,8 @@ impl Members {
         }
     }
 
-    /// Takes an empty node in as a learner, if this node leads. One that is a member stays what it is.
+    /// Takes an empty node in as a learner, if this node leads. One that is a member stays what it is, under the name and at
+    /// the address that it says.
     pub async fn take_in(&self, id: NodeId, peer: Peer) -> Leadership<std::result::Result<(), String>> {
         if self.consensus.leading_term().is_none() {
             return Leadership::NotLeader { leader: self.consensus.leader().map(|(id, _)| id) };
@@ -204,11 +206,29 @@ impl Members {
         let Ok(_one) = timeout(LOCK_MAX, self.state.lock.lock()).await else {
             return Leadership::Leader(Err("another change is under way".to_owned()));
         };
-        let added = self.consensus.raft.add_learner(id, peer.clone(), false).await;
-        if added.is_ok() {
-            tracing::info!(node = %peer, id, "joined as a learner");
+        self.look(Instant::now());
+        let Some((view, base)) = self.view() else {
+            return Leadership::NotLeader { leader: self.consensus.leader().map(|(id, _)| id) };
+        };
+        let known = self.consensus.peer(id);
+        if known.as_ref() == Some(&peer) {
+            return Leadership::Leader(Ok(()));
         }
-        Leadership::Leader(added.map(|_| ()).map_err(|e| e.to_string()))
+        if known.is_none_or(|known| known.name != peer.name)
+            && let Err(why) = is_free(&view, id, &peer.name)
+        {
+            return Leadership::Leader(Err(why));
+        }
+        let taken = match self.consensus.peer(id) {
+            Some(_) => self.carry_out(&view, base, Step::Move(id, peer.clone())).await.map_err(|e| e.why().to_owned()),
+            None => {
+                self.consensus.raft.add_learner(id, peer.clone(), false).await.map(|_| ()).map_err(|e| e.to_string())
+            }
+        };
+        if taken.is_ok() {
+            tracing::info!(node = %peer, id, "is a node of this cluster");
+        }
+        Leadership::Leader(taken)
     }
 
     /// All members, as only the leader can see them.
@@ -225,7 +245,7 @@ impl Members {
                 voter: view.is_voter(node),
                 lag: seen.lag,
                 silent_ms: seen.silent.as_millis().try_into().unwrap_or(u64::MAX),
-                note: note(&view, node),
+                note: self.acked.denies(node).map(went_back).or_else(|| note(&view, node)),
             })
         };
         Leadership::Leader(self.consensus.members().into_iter().filter_map(member).collect())
@@ -289,6 +309,8 @@ impl Members {
             }
             // Adds nobody: openraft then only takes the second step of what is half done.
             Step::LeaveJoint => ChangeMembers::AddVoterIds(BTreeSet::new()),
+            // Every connection proves whom it has reached, so a wrong address is no other node.
+            Step::Move(id, ref peer) => ChangeMembers::SetNodes([(id, peer.clone())].into()),
             Step::Promote(id) => ChangeMembers::AddVoterIds(one(id)),
             Step::Remove(id) if view.is_voter(id) => ChangeMembers::RemoveVoters(one(id)),
             Step::Remove(id) => ChangeMembers::RemoveNodes(one(id)),

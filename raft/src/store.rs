@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::{
     net::TcpStream,
     sync::{mpsc, oneshot, watch},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -88,6 +88,8 @@ pub struct Status {
     pub peers: Vec<(NodeId, Peer)>,
     /// Why the node is not in a cluster yet; empty when it is.
     pub waiting: String,
+    /// Why the node, which is in a cluster, does not start in it; empty when it has, or nothing is known yet.
+    pub entering: String,
     /// Why the node is a learner still; empty for a voter, and as long as no leader was asked.
     pub learner: String,
     /// This incarnation has started: what this node proposes counts.
@@ -140,6 +142,7 @@ struct Inner {
     checkpoints: Health,
     fatal: watch::Sender<Option<Error>>,
     waiting: watch::Receiver<String>,
+    entering: watch::Sender<String>,
     started: watch::Receiver<bool>,
     contact: watch::Receiver<Option<Instant>>,
     ask: Arc<OnceLock<Ask>>,
@@ -173,15 +176,17 @@ impl Store {
 
     /// After this, a read sees at least everything that was acknowledged anywhere before the call.
     pub async fn linearizable(&self) -> Result<()> {
-        let caught_up = async {
-            let index = self.read_index().await?;
-            let mut applied = self.0.replica.applied();
-            applied.wait_for(|applied| *applied >= index).await.map_err(|_| Error::unavailable("closing"))?;
-            Ok(())
-        };
-        tokio::time::timeout(READ_TIMEOUT, caught_up)
-            .await
-            .unwrap_or_else(|_| Err(Error::unavailable("no quorum answered in time")))
+        let deadline = Instant::now() + READ_TIMEOUT;
+        let index = timeout_at(deadline, self.read_index()).await;
+        let index = index.map_err(|_| Error::unavailable("no quorum answered in time"))??;
+        let mut applied = self.0.replica.applied();
+        match timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await {
+            Ok(reached) => reached.map(|_| ()).map_err(|_| Error::unavailable("closing")),
+            Err(_) => {
+                let applied = *self.0.replica.applied().borrow();
+                Err(Error::unavailable(format!("{index} is committed, and this node has applied {applied} yet")))
+            }
+        }
     }
 
     async fn read_index(&self) -> Result<u64> {
@@ -292,6 +297,7 @@ impl Store {
             voters: membership.voter_ids().collect(),
             peers: membership.nodes().map(|(id, peer)| (*id, peer.clone())).collect(),
             waiting: self.0.waiting.borrow().clone(),
+            entering: self.0.entering.borrow().clone(),
             learner: self.0.members.state.note.borrow().clone(),
             started: *self.0.started.borrow(),
             refused: self.0.local.refused(),

@@ -69,6 +69,7 @@ async fn a_rolling_upgrade_ends_at_the_higher_level_and_an_old_node_stays_out_of
     c.listens.push(listener.local_addr().unwrap().to_string());
     c.addrs.push(c.listens[3].clone());
     c.levels.push(OLD);
+    c.names.push("n3".to_owned());
     let late = c.try_open(3, listener).await.expect("it looks for its cluster");
     until(|| late.store.status().waiting.contains("at level 2, but n3 knows levels 1 to 1 only")).await;
     assert!(c.running().all(|node| node.store.status().peers.len() == 3));
@@ -93,6 +94,7 @@ async fn a_learner_that_knows_less_holds_the_level_back() {
     c.listens.push(listener.local_addr().unwrap().to_string());
     c.addrs.push(c.listens[2].clone());
     c.levels.push(OLD);
+    c.names.push("n2".to_owned());
     let learner = c.try_open(2, listener).await.expect("it joins");
     c.nodes.push(Some(learner));
     c.all_started().await;

@@ -117,7 +117,8 @@ async fn a_learner_that_is_far_behind_is_promoted_only_when_it_has_been_near_for
         }
     };
     timeout(PATIENCE, promoted).await.expect("promoted in the end");
-    assert!(refusals.iter().any(|why| why.contains("catching up")), "{:?}", refusals.last());
+    let is_right = |why: &String| why.contains("catching up") || why.contains("kept up");
+    assert!(refusals.iter().any(is_right), "{:?}", refusals.last());
     assert!(back.elapsed() >= Duration::from_secs(3), "after {:?}", back.elapsed());
     c.voters_are(ids(&c, 0..4)).await;
 }
@@ -362,4 +363,56 @@ async fn a_restarted_node_serves_nothing_older_than_it_served_before() {
         let (position, texts) = c.store(i).read(|state| (state.position(), cluster::texts(state)));
         assert!(position > served && texts.contains(&format!("mine {i}")), "{position} after {served}: {texts:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_node_of_a_name_waits_until_the_first_is_gone_and_says_so() {
+    let mut c = Cluster::new(3).await;
+    let taken = (c.leader().await + 1) % 3;
+    let second = c.add(&format!("n{taken}")).await;
+    until(|| c.store(second).status().waiting.contains(&format!("has the name n{taken}"))).await;
+    let why = c.store(second).status().waiting;
+    assert!(why.contains(&c.store(taken).node().to_string()) && why.contains("--name"), "{why}");
+    assert_eq!(c.store(taken).status().peers.len(), 3);
+    // The documented way: the old one is down.
+    c.stop(taken).await;
+    c.all_started().await;
+    until(|| c.store(second).status().learner.contains("moim node replace")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_comes_back_with_another_name_or_address_is_known_by_it() {
+    let mut c = Cluster::new(3).await;
+    let by = c.node(0).open_in_lobby("client").await;
+    for round in 0..2 {
+        // The leader, too.
+        let moved = (c.leader().await + round) % 3;
+        c.stop(moved).await;
+        c.names[moved] = format!("moved{round}");
+        c.reopen_elsewhere(moved).await;
+        c.all_started().await;
+        let (node, addr) = (c.store(moved).node(), c.addrs[moved].clone());
+        for node_of in c.running() {
+            until(|| {
+                let peers = node_of.store.status().peers;
+                peers.iter().any(|(id, peer)| *id == node && peer.addr == addr && peer.name == format!("moved{round}"))
+            })
+            .await;
+        }
+        assert_eq!(c.store(moved).status().voters.len(), 3);
+        c.node((moved + 1) % 3).call(say(&by, format!("after {round}"))).await;
+        c.agree().await;
+    }
+    // But not by a name that another one has.
+    let renamed = (c.leader().await + 1) % 3;
+    c.stop(renamed).await;
+    let (before, taken) = (c.names[renamed].clone(), c.names[(renamed + 1) % 3].clone());
+    c.names[renamed] = taken;
+    c.reopen(renamed).await;
+    until(|| c.store(renamed).status().entering.contains("a node that is up has the name")).await;
+    c.stop(renamed).await;
+    c.names[renamed] = before;
+    c.reopen(renamed).await;
+    c.all_started().await;
+    c.agree().await;
 }

@@ -552,3 +552,41 @@ async fn an_old_copy_of_a_data_folder_does_not_start() {
     c.all_started().await;
     assert!(c.node(0).texts().is_empty());
 }
+
+/// Where the marker could not tell: the leader can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_whose_log_went_back_is_told_so_and_starts_again_with_the_right_one() {
+    let mut c = Cluster::new(3).await;
+    let leader = c.leader().await;
+    let (follower, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let data = c.data(follower);
+    let [old, new] = ["old", "new"].map(|name| data.with_extension(name));
+    let by = c.node(leader).open_in_lobby("client").await;
+    c.agree().await;
+    c.stop(follower).await;
+    copy(&data, &old);
+    c.reopen(follower).await;
+    c.all_started().await;
+    for n in 0..10 {
+        c.node(leader).call(say(&by, format!("acknowledged {n}"))).await;
+    }
+    c.agree().await;
+    c.stop(follower).await;
+    copy(&data, &new);
+    copy(&old, &data);
+    fs::remove_file(marker::path(&data)).unwrap();
+    c.reopen(follower).await;
+    until(|| c.store(follower).status().entering.contains("its log went back")).await;
+    assert!(!c.store(follower).status().started);
+    assert_eq!(c.store(leader).status().leader, Some(c.store(leader).node()), "it leads on");
+    let members = c.store(other).members().await.unwrap();
+    let note = members.into_iter().find(|member| member.node == c.store(follower).node()).unwrap().note.unwrap();
+    assert!(note.contains("had acknowledged") && note.contains("moim node replace"), "{note}");
+    c.node(other).call(say(&by, "the others go on")).await;
+    c.stop(follower).await;
+    copy(&new, &data);
+    c.reopen(follower).await;
+    c.all_started().await;
+    c.agree().await;
+    assert!(c.store(leader).members().await.unwrap().iter().all(|member| member.note.is_none()));
+}

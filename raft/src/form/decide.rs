@@ -62,6 +62,10 @@ fn propose_or_wait(me: &Probed, seen: &Seen) -> Step {
     let mut members: Members = seen.nodes.values().chain([me]).map(|node| (node.node, node.peer.clone())).collect();
     members.sort_by_key(|(id, _)| *id);
     let found = members.len();
+    let mut names = BTreeMap::new();
+    if let Some((one, other)) = members.iter().find_map(|(_, peer)| Some((names.insert(&peer.name, peer)?, peer))) {
+        return Step::Wait(format!("{one} and {other} have the same name: give each node its own --name"));
+    }
     if found < expect {
         return Step::Wait(missing_text(&format!("{} of {expect} nodes", expect - found), seen));
     }
@@ -138,6 +142,13 @@ mod tests {
         assert!(text(step(node(1, 3), [node(2, 3), node(3, 3)], 3)).contains("all 6 nodes"));
         assert!(text(step(node(1, 1), [], 1)).contains("all 2 nodes"));
         assert_eq!(members(step(node(1, 1), [node(2, 1)], 0)), [1]);
+    }
+
+    #[test]
+    fn two_of_one_name_form_nothing() {
+        let named = |id, name: &str| Probed { peer: Peer { name: name.to_owned(), ..node(id, 3).peer }, ..node(id, 3) };
+        let why = text(step(named(1, "a"), [named(2, "b"), named(3, "a")], 0));
+        assert_eq!(why, "a@127.0.0.1:1 and a@127.0.0.1:3 have the same name: give each node its own --name");
     }
 
     #[test]

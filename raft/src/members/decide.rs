@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-use super::Change;
-use crate::raft::NodeId;
+use super::{Change, LAG_MAX, NEAR_FOR, UP_WITHIN};
+use crate::raft::{NodeId, Peer};
 
 /// The cluster's nodes as its leader sees them.
 #[derive(Clone, Debug)]
@@ -60,6 +60,8 @@ pub(super) enum Step {
         old: NodeId,
         new: NodeId,
     },
+    /// A node has another name or address.
+    Move(NodeId, Peer),
     /// What is to be done concerns this leader: another one has to do it.
     HandOver,
 }
@@ -128,6 +130,30 @@ pub(super) fn note(view: &View, id: NodeId) -> Option<String> {
     })
 }
 
+/// Whether a node may come under that name: none that is up has it.
+///
+/// # Errors
+/// Who has it, and the way on.
+pub(super) fn is_free(view: &View, id: NodeId, name: &str) -> Result<(), String> {
+    // Nor one that a new leader has had no time to hear of.
+    let has_it = |(other, seen): &(&NodeId, &Seen)| **other != id && seen.name == name && seen.silent < UP_WITHIN;
+    match view.members.iter().find(has_it) {
+        Some((other, _)) => Err(format!(
+            "a node that is up has the name {name} (id {other}): stop one of the two, or give this one another --name"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What is said of a node that does not have an entry any more which it had acknowledged.
+pub(super) fn went_back(index: u64) -> String {
+    format!(
+        "its log went back: it does not have entry {index} any more, which it had acknowledged. Was an old copy of its data \
+         folder put back? Stop it, and put the newer one back; or move this one aside, start with an empty one, and let the \
+         new node take the place of the old (\"moim node replace\")"
+    )
+}
+
 impl View {
     fn is_joint(&self) -> bool {
         self.configs.len() > 1
@@ -170,6 +196,10 @@ impl View {
         }
         match seen.lag {
             _ if seen.caught_up => Ok(()),
+            Some(lag) if lag < LAG_MAX => Err(format!(
+                "{name} has caught up; it can have a vote when it has kept up for {} s",
+                NEAR_FOR.as_secs()
+            )),
             Some(lag) => Err(format!("{name} is catching up, {lag} entries are missing")),
             None => Err(format!("{name} is catching up")),
         }

@@ -14,12 +14,14 @@
 //! | [`network`] | openraft's side: sends |
 //! | [`consensus`] | openraft's side: receives |
 //! | [`serve()`] | the listener |
+//! | `acked` | whether a follower still has what it acknowledged |
 //! | `signs` | when another node was last alive |
 //! | `refusals` | how often a shut door is tried again |
 //! | [`peers`] | requests of the layers above, and the bus |
 //! | [`snapshot`], `incoming` | files over the bulk lane, and what has arrived of one |
 //! | [`transfers`] | how fast they may go, and what the log keeps for them |
 
+mod acked;
 pub mod consensus;
 mod dial;
 pub mod frame;
@@ -36,6 +38,7 @@ mod signs;
 pub mod snapshot;
 pub mod transfers;
 
+pub(crate) use acked::Acked;
 pub use consensus::{Consensus, Heard, RaftConsensus};
 pub use handshake::{Lane, Remote};
 pub(crate) use incoming::clean;

@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::{
-    Lane, Local, SnapshotFile, Transfers,
+    Acked, Lane, Local, SnapshotFile, Transfers,
     dial::Slot,
     handshake,
     message::{RaftReply, RaftRequest},
@@ -54,10 +54,15 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections by where they go.
 type Slots = Arc<StdMutex<HashMap<(NodeId, String), Arc<Mutex<Slot>>>>>;
 
+/// Where each peer is. openraft keeps a client for as long as it leads, also when the peer's address changes.
+type Addrs = Arc<StdMutex<HashMap<NodeId, String>>>;
+
 /// Makes clients for openraft.
 #[derive(Clone)]
 pub struct Network {
     local: Arc<Local>,
+    addrs: Addrs,
+    acked: Arc<Acked>,
     /// The urgent lane of each peer. Bounded by the addresses that peers ever had in one life of this process.
     beats: Slots,
     transfers: Arc<Transfers>,
@@ -65,7 +70,24 @@ pub struct Network {
 
 impl Network {
     pub fn new(local: Arc<Local>) -> Self {
-        Self { local, beats: Slots::default(), transfers: Arc::default() }
+        Self {
+            local,
+            addrs: Addrs::default(),
+            acked: Arc::default(),
+            beats: Slots::default(),
+            transfers: Arc::default(),
+        }
+    }
+
+    /// What followers have acknowledged.
+    pub(crate) fn acked(&self) -> Arc<Acked> {
+        Arc::clone(&self.acked)
+    }
+
+    /// Says where the peers are from now on. Connections that stand are kept.
+    pub fn set_addrs(&self, peers: impl IntoIterator<Item = (NodeId, Peer)>) {
+        let addrs = peers.into_iter().map(|(node, peer)| (node, peer.addr)).collect();
+        *self.addrs.lock().unwrap_or_else(PoisonError::into_inner) = addrs;
     }
 
     /// The snapshots that it sends.
@@ -80,7 +102,8 @@ impl Network {
         };
         let own = Arc::default();
         let (local, transfers) = (Arc::clone(&self.local), Arc::clone(&self.transfers));
-        Client { local, target, addr: node.addr.clone(), lane, own, beat, transfers, complained: None }
+        let (addr, addrs, acked) = (node.addr.clone(), Arc::clone(&self.addrs), Arc::clone(&self.acked));
+        Client { local, target, addr, addrs, acked, lane, own, beat, transfers, complained: None }
     }
 }
 
@@ -104,7 +127,10 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub struct Client {
     local: Arc<Local>,
     target: NodeId,
+    /// Where the target was when openraft made this client, and where it is now.
     addr: String,
+    addrs: Addrs,
+    acked: Arc<Acked>,
     /// What openraft made this client for. Votes and transfers, which it sends by ordinary clients, are urgent anyway.
     lane: Lane,
     /// For entries.
@@ -116,12 +142,19 @@ pub struct Client {
 }
 
 impl Client {
+    fn update_addr(&mut self) {
+        if let Some(addr) = self.addrs.lock().unwrap_or_else(PoisonError::into_inner).get(&self.target) {
+            self.addr.clone_from(addr);
+        }
+    }
+
     async fn ask(&mut self, request: &RaftRequest, option: &RPCOption) -> Result<RaftReply, RPCError<TypeConfig>> {
         let (lane, slot, within) = match (self.lane, request) {
             (Lane::Raft, RaftRequest::Append { .. }) => (Lane::Raft, &self.own, APPEND_TIMEOUT.max(option.hard_ttl())),
             _ => (Lane::Beat, &self.beat, option.hard_ttl()),
         };
-        let deadline = Instant::now() + within;
+        let (slot, deadline) = (Arc::clone(slot), Instant::now() + within);
+        self.update_addr();
         let dialed = async {
             let mut slot = slot.lock().await;
             slot.link(&self.local, &self.addr, lane, self.target, within).await
@@ -147,11 +180,28 @@ impl Client {
     /// A peer that is away is routine; a wrong one at its address is for the operator.
     fn complain(&mut self, error: &Error) {
         if let Error::Refused(why) = error
-            && self.complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY)
+            && self.is_time_to_complain()
         {
-            self.complained = Some(Instant::now());
             tracing::warn!(node = format!("{:016x}", self.target), "a peer is not the one it should be: {why}");
         }
+    }
+
+    fn is_time_to_complain(&mut self) -> bool {
+        let due = self.complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY);
+        if due {
+            self.complained = Some(Instant::now());
+        }
+        due
+    }
+
+    /// A follower that denies what it had acknowledged. It is not fed: what it lacks counts as replicated on it.
+    fn went_back(&mut self, index: u64) -> RPCError<TypeConfig> {
+        self.acked.denied(self.target, index);
+        let why = format!("it does not have entry {index} any more, which it had acknowledged: its log went back");
+        if self.is_time_to_complain() {
+            tracing::error!(node = format!("{:016x}", self.target), addr = self.addr, "{why}");
+        }
+        RPCError::Unreachable(unreachable(&Error::unavailable(why)))
     }
 
     async fn send_snapshot(
@@ -160,6 +210,7 @@ impl Client {
         snapshot: &Snapshot<LeaderId, NodeId, Peer, SnapshotFile>,
         step: Duration,
     ) -> Result<Vote, StreamingError<TypeConfig>> {
+        self.update_addr();
         let _running = self.transfers.begin(snapshot.meta.last_log_id.map_or(0, |id| id.index));
         let dialed = handshake::dial(&self.local, &self.addr, Lane::Bulk, Some(self.target)).await;
         let (mut stream, _) = dialed.inspect_err(|e| self.complain(e)).map_err(|e| unreachable(&e))?;
@@ -180,8 +231,23 @@ impl RaftNetworkV2<TypeConfig> for Client {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let all = rpc.entries.len();
         rpc.entries.truncate(fitting(&rpc.entries));
+        let (prev, last) = (rpc.prev_log_id, rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id));
+        // Before it is asked: what it acknowledges on the other lane meanwhile, it need not have had when it answered here.
+        let promised = self.acked.upto(self.target, &rpc.vote);
         let reply = self.ask(&RaftRequest::from(&rpc), &option).await?;
         let reply = reply.append().map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
+        match (&reply, prev) {
+            (AppendEntriesResponse::Conflict, Some(prev)) if Some(prev.index) <= promised => {
+                return Err(self.went_back(prev.index));
+            }
+            (AppendEntriesResponse::Success, _) if last.is_some() => {
+                self.acked.acknowledged(self.target, &rpc.vote, last.map_or(0, |id| id.index));
+            }
+            (AppendEntriesResponse::PartialSuccess(Some(upto)), _) => {
+                self.acked.acknowledged(self.target, &rpc.vote, upto.index);
+            }
+            _ => {}
+        }
         Ok(match reply {
             AppendEntriesResponse::Success if rpc.entries.len() < all => {
                 AppendEntriesResponse::PartialSuccess(rpc.entries.last().map(|entry| entry.log_id))

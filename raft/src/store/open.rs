@@ -3,6 +3,7 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex, OnceLock},
+    time::Duration,
 };
 
 use openraft::{Raft, storage::RaftLogStorage};
@@ -12,7 +13,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Config, Feeds, Inner, Store};
+use super::{Config, Feeds, Inner, MEMBERS_TIMEOUT, Store};
 use crate::{
     answers::Answers,
     base::{Base, Point},
@@ -27,7 +28,7 @@ use crate::{
     log::Log,
     machine::{FEED_ENTRIES, Machine},
     members::{Members, Progress},
-    net::{Heard, Local, Network, Peers, RaftConsensus, clean, serve},
+    net::{CallRequest, CallResponse, Heard, Leadership, Local, Network, Peers, RaftConsensus, clean, serve},
     propose::Proposals,
     raft::Peer,
     retention::Retention,
@@ -40,6 +41,8 @@ use crate::{
 const BUS_FRAMES_MAX: usize = 4096;
 /// Tunnels that wait to be taken over; one more is closed.
 const TUNNELS_MAX: usize = 1024;
+/// Between two rounds of a node that does not catch up.
+const ENTER_RETRY: Duration = Duration::from_millis(200);
 
 impl Store {
     /// Opens the data folder, answers peers on `listener`, and goes on by itself: forms or finds its cluster, catches up
@@ -83,7 +86,7 @@ impl Store {
         let state = replica.clone();
         local.ask_level(move || state.read(|state| state.level()));
         let network = Network::new(local.clone());
-        let transfers = network.transfers();
+        let (transfers, acked, addressing) = (network.transfers(), network.acked(), network.clone());
         // Boxed: the future holds all of Raft by value, and so would everybody who waits for this one.
         let raft = Box::pin(Raft::build(
             node,
@@ -121,6 +124,7 @@ impl Store {
             replica: replica.clone(),
             proposals: proposals.clone(),
             peers: peers.clone(),
+            acked,
             replace_after: config.replace_after,
             state: Progress::default(),
         });
@@ -144,6 +148,7 @@ impl Store {
             replica: replica.clone(),
             proposals: proposals.clone(),
             peers: peers.clone(),
+            network: addressing,
             started: started.clone(),
             contact: contact_now,
             node_timeout: config.node_timeout,
@@ -177,6 +182,7 @@ impl Store {
             checkpoints,
             fatal: watch::channel(None).0,
             waiting: former.waiting(),
+            entering: watch::Sender::default(),
             started,
             contact,
             ask,
@@ -225,12 +231,57 @@ impl Store {
         }
         // Nothing older than what this node served before its restart. openraft's own wait for it is over only when the log
         // has no uncommitted end, which under load may never be seen.
-        while let Err(e) = self.linearizable().await {
-            tracing::warn!("still catching up with what was committed before the start: {e}");
+        while let Err(e) = self.caught_up(join).await {
+            // The leader may know better.
+            let why = self.own_note().await.unwrap_or_else(|| e.why().to_owned());
+            if self.0.entering.send_replace(why.clone()) != why {
+                tracing::warn!("still catching up with what was committed before the start: {why}");
+            }
+            tokio::time::sleep(ENTER_RETRY).await;
         }
+        self.0.entering.send_replace(String::new());
         // Before anybody can take this node for ready.
         self.0.clock.look().await;
         Ok(())
+    }
+}
+
+impl Store {
+    async fn caught_up(&self, join: &[String]) -> Result<()> {
+        self.announce(join).await?;
+        self.linearizable().await
+    }
+
+    /// Tells the leader how this node is called, and where it is, when the cluster knows it otherwise: it was started with
+    /// another name or peer address.
+    ///
+    /// # Errors
+    /// Why the leader does not take that, or that none is found.
+    async fn announce(&self, join: &[String]) -> Result<()> {
+        let (me, peer) = (self.node(), &self.0.local.peer);
+        let Some(known) = self.0.consensus.peer(me).filter(|known| known != peer) else { return Ok(()) };
+        tracing::info!("the cluster knows this node as {known}; it is {peer} now");
+        let mut why = format!("the cluster knows this node as {known}, and no leader hears that it is {peer} now");
+        if let Leadership::Leader(taken) = self.0.members.take_in(me, peer.clone()).await {
+            return taken.map_err(Error::refused);
+        }
+        let others = self.0.consensus.members().into_iter().filter(|(id, _)| *id != me).map(|(_, other)| other.addr);
+        let addrs: std::collections::BTreeSet<String> = others.chain(join.iter().cloned()).collect();
+        let request = CallRequest::Join { id: me, peer: peer.clone() };
+        for addr in addrs {
+            match self.0.peers.call_addr(&addr, &request, MEMBERS_TIMEOUT).await {
+                Ok(CallResponse::Join(Leadership::Leader(taken))) => return taken.map_err(Error::refused),
+                Ok(_) => {}
+                Err(e) => why = format!("{why}; {}", e.why()),
+            }
+        }
+        Err(Error::unavailable(why))
+    }
+
+    /// What the leader says of this node, if it is a voter. What a learner waits for is told elsewhere.
+    async fn own_note(&self) -> Option<String> {
+        let members = self.members().await.ok()?;
+        members.into_iter().find(|member| member.node == self.node() && member.voter)?.note
     }
 }
 

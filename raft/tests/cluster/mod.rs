@@ -45,6 +45,8 @@ pub struct Cluster {
     pub addrs: Vec<String>,
     pub expect: usize,
     pub nodes: Vec<Option<Node>>,
+    /// How each node is called, from its next start on.
+    pub names: Vec<String>,
     /// What the program of each node knows, from its next start on.
     pub levels: Vec<Levels>,
     pub limits: Limits,
@@ -79,9 +81,10 @@ impl Cluster {
     pub async fn with(listeners: Vec<TcpListener>, addrs: Vec<String>, expect: usize) -> Self {
         let listens = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
         let dir = tempfile::tempdir().unwrap();
+        let names = (0..addrs.len()).map(|i| format!("n{i}")).collect();
         let levels = vec![KNOWN; addrs.len()];
         let limits = Limits::default();
-        let mut cluster = Self { dir, listens, addrs, expect, nodes: Vec::new(), levels, limits };
+        let mut cluster = Self { dir, listens, addrs, expect, nodes: Vec::new(), names, levels, limits };
         for (i, listener) in listeners.into_iter().enumerate() {
             let node = cluster.open(i, listener).await;
             cluster.nodes.push(Some(node));
@@ -99,7 +102,7 @@ impl Cluster {
     }
 
     pub async fn try_open(&self, i: usize, listener: TcpListener) -> Result<Node> {
-        let (name, peer, levels) = (format!("n{i}"), self.addrs[i].clone(), self.levels[i]);
+        let (name, peer, levels) = (self.names[i].clone(), self.addrs[i].clone(), self.levels[i]);
         let info = NodeInfo { name, peer, levels, ..NodeInfo::default() };
         let config = Config {
             data: self.data(i),
@@ -151,6 +154,26 @@ impl Cluster {
     pub async fn reopen(&mut self, i: usize) {
         let listener = TcpListener::bind(&self.listens[i]).await.unwrap();
         self.nodes[i] = Some(self.open(i, listener).await);
+    }
+
+    /// Starts a stopped node at another address, at which it also is from now on.
+    pub async fn reopen_elsewhere(&mut self, i: usize) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.listens[i] = listener.local_addr().unwrap().to_string();
+        self.addrs[i].clone_from(&self.listens[i]);
+        self.nodes[i] = Some(self.open(i, listener).await);
+    }
+
+    /// One node more, of that name.
+    pub async fn add(&mut self, name: &str) -> usize {
+        self.names.push(name.to_owned());
+        self.levels.push(KNOWN);
+        self.listens.push(String::new());
+        self.addrs.push(String::new());
+        self.nodes.push(None);
+        let i = self.nodes.len() - 1;
+        self.reopen_elsewhere(i).await;
+        i
     }
 
     /// Stops it, loses its disk, and starts it again: a new node of the old name.

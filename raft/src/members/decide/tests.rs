@@ -81,8 +81,9 @@ fn a_learner_is_promoted_when_caught_up_and_only_up_to_the_expected_number() {
     view.add(5, "n5");
     assert_eq!(next(&view), Some(Step::Promote(4)));
     type Case = (fn(&mut Seen), &'static str);
-    let cases: [Case; 3] = [
+    let cases: [Case; 4] = [
         (|seen| (seen.lag, seen.caught_up) = (Some(5000), false), "5000 entries are missing"),
+        (|seen| (seen.lag, seen.caught_up) = (Some(0), false), "kept up for 3 s"),
         (|seen| (seen.up, seen.silent) = (false, Duration::from_secs(3)), "not been heard of for 3 s"),
         (|seen| seen.started = false, "not started"),
     ];
@@ -95,6 +96,7 @@ fn a_learner_is_promoted_when_caught_up_and_only_up_to_the_expected_number() {
     }
     view.configs[0].insert(4);
     assert_eq!(next(&view), None);
+    assert!(note(&view, 5).unwrap().contains("3 were expected"), "{:?}", note(&view, 5));
     assert_eq!(judge(&view, &Change::Promote { node: 5 }), Ok(Some(Step::Promote(5))), "an operator may go beyond");
     assert_eq!(judge(&view, &Change::Promote { node: 4 }), Ok(None), "it is so already");
     assert!(judge(&view, &Change::Promote { node: 9 }).is_err());
@@ -118,7 +120,7 @@ fn an_empty_disk_takes_the_place_of_its_dead_name_after_its_time_or_on_a_word() 
     assert_eq!(note(&view, 9).unwrap(), "it becomes a voter now");
     view.members.get_mut(&9).unwrap().caught_up = false;
     assert_eq!(next(&view), None);
-    assert!(replace(&view, 3, 9).unwrap_err().contains("catching up"));
+    assert!(replace(&view, 3, 9).unwrap_err().contains("kept up for 3 s"));
 }
 
 /// With a voter short, a learner of another name is promoted; that of the dead voter's name waits to replace it.
@@ -130,6 +132,17 @@ fn a_learner_of_a_voters_name_is_never_a_second_voter() {
     assert_eq!(next(&view), None);
     view.add(10, "n4");
     assert_eq!(next(&view), Some(Step::Promote(10)));
+}
+
+#[test]
+fn a_name_is_free_when_nobody_who_is_up_has_it() {
+    let mut view = three();
+    assert!(is_free(&view, 9, "n4").is_ok() && is_free(&view, 3, "n3").is_ok());
+    assert!(is_free(&view, 9, "n3").unwrap_err().contains("has the name n3 (id 3)"));
+    view.down(3, Duration::from_millis(900));
+    assert!(is_free(&view, 9, "n3").is_err(), "a new leader has not heard of anybody");
+    view.down(3, Duration::from_secs(1));
+    assert!(is_free(&view, 9, "n3").is_ok());
 }
 
 #[test]
