@@ -147,6 +147,11 @@ async fn every_error_has_one_shape() {
         ("GET", "/v1/gaps?after=x", 400, "bad_request"),
         ("GET", "/v1/state?consistency=maybe", 400, "bad_request"),
         ("GET", "/v1/state/hash?index=x", 400, "bad_request"),
+        ("GET", "/v1/cluster?unknown=1", 400, "bad_request"),
+        ("GET", "/v1/rooms?prefx=a", 400, "bad_request"),
+        ("POST", "/v1/drain?focre=true", 400, "bad_request"),
+        ("GET", "/v1/rooms?ns=/nowhere", 404, "not_found"),
+        ("GET", "/v1/state?ns=/nowhere", 404, "not_found"),
         ("POST", "/v1/drain?force=perhaps", 400, "bad_request"),
         ("POST", "/v1/emit", 400, "bad_request"),
         ("POST", "/v1/cluster", 405, "method_not_allowed"),
@@ -159,7 +164,8 @@ async fn every_error_has_one_shape() {
         assert_eq!((seen, &body["error"]["code"]), (status, &json!(code)), "{method} {path}: {body}");
         assert!(body["error"]["message"].as_str().is_some_and(|text| !text.is_empty()), "{method} {path}: {body}");
     }
-    assert_eq!(node.try_get("/v1/cluster?unknown=1").await.expect("an answer").0, 200, "unknown keys are fine");
+    assert_eq!(node.try_get("/readyz?unknown=1").await.expect("an answer").0, 200, "a probe may ask what it likes");
+    assert_eq!(node.try_get("/v1/rooms?ns=/group-chat").await.expect("an answer").0, 200, "nobody is there yet");
     assert_eq!(node.try_get("/readyz").await, Some((200, "ready".to_owned())), "nothing was drained by that");
     node.stop().await;
 }

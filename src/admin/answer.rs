@@ -56,7 +56,7 @@ impl IntoResponse for Failure {
     }
 }
 
-/// The query of a request. Keys that nobody asks for are ignored.
+/// The query of a request; [`super::query`] has looked at its keys.
 pub struct Params(HashMap<String, String>);
 
 impl Params {
@@ -167,6 +167,24 @@ impl Read {
     pub fn state<T>(&self, read: impl FnOnce(&State) -> T) -> Answer<T> {
         let (applied, data) = self.node.store.read_at(|state, applied| (applied, read(state)));
         Answer { applied, consistency: self.consistency, data }
+    }
+
+    /// The namespace that is asked for, `/` unless given.
+    pub fn ns(&self) -> Result<Namespace, Failure> {
+        let ns = self.params.ns()?;
+        let config = &self.node.config.namespaces;
+        let served = |known: &str| match known.split_once('{') {
+            // Which of a pattern's there are is the clients' word.
+            Some((start, _)) => ns.as_str().starts_with(start),
+            None => known == ns.as_str(),
+        };
+        let own = || self.node.chat.handlers.namespaces().any(served);
+        // Or it was served before, and has left something.
+        let is_known = config.iter().any(|known| served(known)) || own();
+        if is_known || self.node.store.read(|state| state.namespaces().contains(&ns)) {
+            return Ok(ns);
+        }
+        Err(Failure::not_found(format!("there is no namespace {:?}; served are {}", ns.as_str(), config.join(", "))))
     }
 
     /// As [`Read::state`], for what may not be there.

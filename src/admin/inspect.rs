@@ -69,7 +69,7 @@ impl RoomRow {
 /// `GET /v1/rooms?ns=&prefix=&limit=&after=`: by name. A room's members have to be counted through, and apply waits: so each
 /// room is looked at by itself, and some may be as they were a moment later than `applied` says.
 pub async fn rooms(read: Read) -> Found<Rooms> {
-    let (ns, limit) = (read.params.ns()?, read.params.limit()?);
+    let (ns, limit) = (read.ns()?, read.params.limit()?);
     let prefix = read.params.get("prefix").unwrap_or_default();
     let after = read.params.parsed("after", |text| Room::new(text))?;
     let named = read.state(|state| {
@@ -127,7 +127,7 @@ fn node_name(state: &State, id: NodeId) -> String {
 
 /// `GET /v1/rooms/{room}?ns=&limit=&after=`: users in pages.
 pub async fn room(Named(name): Named, read: Read) -> Found<OneRoom> {
-    let (ns, limit) = (read.params.ns()?, read.params.limit()?);
+    let (ns, limit) = (read.ns()?, read.params.limit()?);
     let after = read.params.parsed("after", |text| User::new(text))?;
     read.found("room", |state| {
         let room = Room::new(name)?;
@@ -184,7 +184,7 @@ impl From<RoomEntry> for Entry {
 
 /// `GET /v1/rooms/{room}/messages?ns=&before=&after=&limit=`: oldest first, joins and leaves among them.
 pub async fn messages(Named(name): Named, read: Read) -> Found<History> {
-    let (ns, limit) = (read.params.ns()?, read.params.limit()?);
+    let (ns, limit) = (read.ns()?, read.params.limit()?);
     let id = |text: &str| text.parse::<Position>().ok();
     let (after, before) = (read.params.parsed("after", id)?, read.params.parsed("before", id)?);
     let entries = read.found("room", |state| {

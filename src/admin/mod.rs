@@ -14,6 +14,7 @@ mod emit;
 mod inspect;
 mod nodes;
 mod peer;
+mod query;
 mod serve;
 mod status;
 mod who;
@@ -56,6 +57,7 @@ fn routes(node: Arc<Node>) -> Router {
         .route("/v1/nodes/{name}/drain", post(act::drain_node))
         .route("/v1/nodes/{name}/undrain", post(act::undrain_node))
         .route("/v1/cluster/leader", post(act::hand_over))
+        .route_layer(from_fn(query::guard))
         .fallback(async || answer::Failure::not_found("there is no such route"))
         .method_not_allowed_fallback(async || {
             answer::Failure::new(

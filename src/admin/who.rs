@@ -38,7 +38,7 @@ impl SidRow {
 
 /// `GET /v1/sids?ns=&node=&user=&limit=&after=`
 pub async fn sids(read: Read) -> Found<Sids> {
-    let (ns, limit) = (read.params.ns()?, read.params.limit()?);
+    let (ns, limit) = (read.ns()?, read.params.limit()?);
     let user = read.params.parsed("user", |text| User::new(text))?;
     let after = read.params.parsed("after", Sid::parse)?;
     let node = read.params.get("node");
@@ -104,7 +104,7 @@ struct UserRow {
 
 /// `GET /v1/users?ns=&prefix=&limit=&after=`: users with a session or a room, by name.
 pub async fn users(read: Read) -> Found<Users> {
-    let (ns, limit) = (read.params.ns()?, read.params.limit()?);
+    let (ns, limit) = (read.ns()?, read.params.limit()?);
     let prefix = read.params.get("prefix").unwrap_or_default();
     let after = read.params.parsed("after", |text| User::new(text))?;
     Ok(read.state(|state| {

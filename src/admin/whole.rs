@@ -7,7 +7,7 @@ use super::answer::{Answer, Failure, Read};
 
 /// `GET /v1/state?ns=`: rows are copied under the lock; what they mean is worked out, and written, by a thread of its own.
 pub async fn state(read: Read) -> Result<Response, Failure> {
-    let ns = read.params.ns()?;
+    let ns = read.ns()?;
     let work = move || {
         let rows = read.state(|state| state.relation(&ns));
         rows.map(|relation| relation.views()).into_response()
