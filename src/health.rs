@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use moim_raft::{Store, clock::OFF_MAX_MS};
+use moim_raft::{NodeId, Status, Store, clock::OFF_MAX_MS, divergence::KEEP};
 
 /// Without a word of a leader with a quorum for so long a node is not ready. Longer than an election.
 const SILENCE: Duration = Duration::from_millis(1500);
@@ -60,6 +60,11 @@ impl Health {
         self.0.serving.store(true, Ordering::Relaxed);
     }
 
+    /// Whether this process has ever been able to get clients.
+    pub fn has_served(&self) -> bool {
+        self.0.serving.load(Ordering::Relaxed)
+    }
+
     /// Every reason, the most telling first; none when the node is ready.
     pub fn reasons(&self) -> Vec<NotReady> {
         let mut found = Vec::new();
@@ -73,8 +78,8 @@ impl Health {
         let status = self.0.store.status();
         if !status.waiting.is_empty() {
             say("forming", status.waiting.clone());
-        } else if !status.started || !self.0.serving.load(Ordering::Relaxed) {
-            say("starting", "this node has not started in its cluster yet".to_owned());
+        } else if !status.started || !self.has_served() {
+            say("starting", starting(status.entering));
         }
         match status.silent_for {
             Some(silent) if silent < SILENCE => {}
@@ -106,6 +111,18 @@ impl Health {
     }
 }
 
+/// Who leads, as long as it is heard: a node that was cut off remembers the one that led before.
+pub fn leader(status: &Status) -> Option<NodeId> {
+    status.leader.filter(|_| status.silent_for.is_some_and(|silent| silent < SILENCE))
+}
+
+fn starting(why: String) -> String {
+    match why.is_empty() {
+        true => "this node has not started in its cluster yet".to_owned(),
+        false => format!("this node has not started in its cluster yet: {why}"),
+    }
+}
+
 fn isolated(silent: Option<Duration>, refused: Option<String>) -> String {
     let heard = match silent {
         Some(silent) => format!("no leader with a quorum was heard for {} ms", silent.as_millis()),
@@ -118,10 +135,7 @@ fn isolated(silent: Option<Duration>, refused: Option<String>) -> String {
 }
 
 fn wrong_state(index: u64) -> String {
-    format!(
-        "this node's state differs from that of the majority (compared at index {index}): stop it, move its data folder away, \
-         and let it join as a new node"
-    )
+    format!("this node's state differs from that of the majority (compared at index {index}): {KEEP}")
 }
 
 fn wrong_clock(off_ms: i64) -> String {

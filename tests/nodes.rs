@@ -200,6 +200,7 @@ async fn what_would_be_unsafe_is_refused_with_its_reason_and_exits_3() {
         ("POST", "/v1/nodes", json!({ "name": "node9" }), 404, "not_found"),
         ("POST", "/v1/nodes", json!({ "name": "node1", "replace": "node9" }), 404, "not_found"),
         ("POST", "/v1/nodes", json!({ "name": "node1", "replace": "node2" }), 409, "refused"),
+        ("POST", "/v1/nodes", json!({ "name": "node2", "replace": "node2" }), 409, "refused"),
         ("DELETE", "/v1/nodes/node9", Value::Null, 404, "not_found"),
         ("POST", "/v1/cluster/leader", json!({ "to": "node1" }), 400, "bad_request"),
         ("POST", "/v1/cluster/leader", json!({ "node": "node9" }), 404, "not_found"),
@@ -209,6 +210,8 @@ async fn what_would_be_unsafe_is_refused_with_its_reason_and_exits_3() {
         let (seen, answer) = c.json(alive, method, path, body.clone()).await;
         assert_eq!((seen, &answer["error"]["code"]), (status, &json!(code)), "{method} {path} {body}: {answer}");
     }
+    let (code, _, error) = c.moim(leader, &["replace", &alive_name]).await;
+    assert!(code == Some(3) && error.contains("no new node") && error.contains("an empty data folder"), "{error}");
     // Leadership goes where it is wanted, and back, whichever node is asked.
     let (status, body) = c.json(dead, "POST", "/v1/cluster/leader", json!({ "node": alive_name })).await;
     assert_eq!(status, 200, "{body}");
@@ -239,6 +242,16 @@ async fn what_would_be_unsafe_is_refused_with_its_reason_and_exits_3() {
     let (code, out, _) = c.moim(alive, &["list", "--json"]).await;
     let listed: Value = serde_json::from_str(&out).expect("JSON");
     assert_eq!((code, names(&listed, "voter").len(), &listed["voters"]), (Some(0), 2, &json!(2)));
+    // Who has no quorum any more does not lead, whatever it remembers.
+    c.nodes[alive].running.tell_to_stop();
+    let unled = async {
+        while c.json(leader, "GET", "/v1/cluster", Value::Null).await.1["leader"] != Value::Null {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, unled).await.expect("nobody leads");
+    let (_, cluster) = c.json(leader, "GET", "/v1/cluster", Value::Null).await;
+    assert!(row(&cluster, "leader", &json!(true)).is_none(), "{cluster}");
     c.stop().await;
 }
 

@@ -110,7 +110,10 @@ pub async fn post(State(node): State<Arc<Node>>, body: Bytes) -> Result<Json<Val
         ));
     }
     let members = members(&node).await.0;
-    let learner = find(&members, new, |member| !member.voter)?;
+    let learner = match &wanted.replace {
+        Some(old) if old == new => newcomer(&members, new)?,
+        _ => find(&members, new, |member| !member.voter)?,
+    };
     let change = match &wanted.replace {
         // Only the other of the name can be meant.
         Some(old) => {
@@ -136,6 +139,22 @@ async fn carry_out(node: &Node, change: &Change) -> Result<(), Failure> {
         Error::Refused(why) => Failure::new(StatusCode::CONFLICT, "refused", why),
         e => Failure::unavailable(format!("{e}; GET /v1/nodes shows how far it came")),
     })
+}
+
+/// The learner that came under the name of the node whose place it is to take.
+fn newcomer<'a>(members: &'a [Member], name: &str) -> Result<&'a Member, Failure> {
+    match find(members, name, |member| !member.voter) {
+        Ok(found) if !found.voter => Ok(found),
+        Err(e) if e.status == StatusCode::CONFLICT => Err(e),
+        _ => Err(Failure::new(
+            StatusCode::CONFLICT,
+            "refused",
+            format!(
+                "there is no new node {name:?} that could take its place: stop the old one, start a node with --name {name}, \
+                 --join and an empty data folder, and say this again when it has joined"
+            ),
+        )),
+    }
 }
 
 /// The one that is meant: by its id, or by a name that only one has, or only one of the `likely`.
@@ -179,6 +198,9 @@ mod tests {
         assert_eq!((found("b", true).unwrap(), found("b", false).unwrap()), (2, 3));
         assert_eq!(found("3", true).unwrap(), 3);
         assert_eq!(found("c", true).unwrap_err().status, StatusCode::NOT_FOUND);
+        assert_eq!(newcomer(&members, "b").unwrap().node, 3);
+        let none = newcomer(&members, "a").unwrap_err();
+        assert!(none.status == StatusCode::CONFLICT && none.message.contains("empty data folder"), "{none:?}");
         let both = find(&members, "b", |_| true).unwrap_err();
         assert!(both.status == StatusCode::CONFLICT && both.message.contains("2 (voter), 3 (learner)"), "{both:?}");
     }

@@ -14,13 +14,13 @@ use super::{
     answer::{Answer, Failure, Params, Read},
     peer::{self, About},
 };
-use crate::{node::Node, report::Attachment};
+use crate::{health, node::Node, report::Attachment};
 
 #[derive(Serialize)]
 pub struct Cluster {
     /// The cluster's id; `null` before there is one.
     cluster: Option<String>,
-    /// The leader's name.
+    /// The leader's name; `null` when none has been heard for a moment.
     leader: Option<String>,
     term: u64,
     /// The highest index that any node that answers knows as committed.
@@ -100,6 +100,7 @@ fn view(
     drain: Option<state::Drain>,
     position: u64,
 ) -> Cluster {
+    let leader = health::leader(status);
     let committed = said.values().map(|about| about.committed).fold(status.committed, u64::max);
     let row = |(id, peer): (NodeId, Option<moim_raft::raft::Peer>)| {
         let (about, known) = (said.get(&id), nodes.iter().find(|node| node.id == id));
@@ -112,7 +113,7 @@ fn view(
             admin: info.map(|info| info.admin.clone()),
             peer: addr.or_else(|| info.map(|info| info.peer.clone())),
             role: role(status, id),
-            leader: status.leader == Some(id),
+            leader: leader == Some(id),
             version: about.map(|about| about.version.clone()).or_else(|| info.map(|info| info.version.clone())),
             incarnation: about.map(|about| about.incarnation).or_else(|| known.map(|node| node.incarnation)),
             applied: about.map(|about| about.applied),
