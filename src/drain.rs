@@ -138,8 +138,12 @@ impl Drain {
             }
         }
         tokio::select! {
+            biased;
+            () = self.alone() => match self.health.has_served() {
+                true => tracing::warn!("stopping without a quorum: the next start says which sessions were lost"),
+                false => tracing::info!("stopping before this node has served anybody"),
+            },
             () = self.empty() => {}
-            () = self.alone() => tracing::warn!("stopping without a quorum: the next start says which sessions were lost"),
         }
     }
 

@@ -56,12 +56,14 @@ const ELECTION: Duration = Duration::from_millis(300);
 const SNAPSHOT_EVERY: u64 = 1_000_000;
 
 /// Why a node ended without an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExitReason {
     /// It was told to.
     Shutdown,
     /// It was removed from its cluster, for good.
     Removed,
+    /// To go on with its data folder would not be safe: it is damaged, an old copy, in use. What an operator has to do.
+    Unsafe(String),
 }
 
 /// What the parts of a running node share.
@@ -79,7 +81,7 @@ pub struct Node {
 /// Runs a node with the chat and these handlers until `shutdown`, then drains and stops it within `drain.deadline`.
 ///
 /// # Errors
-/// `Refused` for what an operator has to change; `Fatal` when the node cannot keep its promises any more.
+/// `Refused` for settings that cannot be used; `Fatal` when the node cannot keep its promises any more.
 pub async fn run(
     config: Config,
     handlers: Handlers,
@@ -88,7 +90,11 @@ pub async fn run(
     let client_port = bind("client", config.client)?;
     let admin_port = bind("admin", config.admin)?;
     let peer_port = bind("peer", config.peer)?;
-    let (store, Feeds { plays, bus, tunnels }) = Store::open(store_config(&config)?, peer_port).await?;
+    let (store, Feeds { plays, bus, tunnels }) = match Store::open(store_config(&config)?, peer_port).await {
+        Ok(opened) => opened,
+        Err(Error::Refused(why)) => return Ok(ExitReason::Unsafe(why)),
+        Err(e) => return Err(e),
+    };
     let node = Arc::new(Node::new(config, handlers, store));
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -118,7 +124,7 @@ pub async fn run(
     let mut running = AbortOnDropHandle::new(running);
     let shutdown = std::pin::pin!(shutdown);
     let outcome = tokio::select! {
-        error = node.store.fatal() => Err(error),
+        error = node.store.fatal() => ended(error),
         error = &mut running => Err(error.unwrap_or_else(Error::fatal)),
         () = shutdown => {
             let stopping = async {
@@ -131,7 +137,7 @@ pub async fn run(
                     }
                     Ok(ExitReason::Shutdown)
                 }
-                error = node.store.fatal() => Err(error),
+                error = node.store.fatal() => ended(error),
                 error = &mut running => Err(error.unwrap_or_else(Error::fatal)),
             }
         }
@@ -154,6 +160,14 @@ pub async fn run(
         return closed.map(|()| ExitReason::Removed);
     }
     outcome.and_then(|reason| closed.map(|()| reason))
+}
+
+/// What the store refuses, an operator has to decide on.
+fn ended(error: Error) -> Result<ExitReason> {
+    match error {
+        Error::Refused(why) => Ok(ExitReason::Unsafe(why)),
+        error => Err(error),
+    }
 }
 
 impl Node {

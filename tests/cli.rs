@@ -237,3 +237,33 @@ fn serve_names_a_port_in_use() {
     assert!(matches!(code, Some(1 | 2)), "{code:?} {error}");
     assert!(error.contains(&address), "{error}");
 }
+
+/// A supervisor can tell that from a wrong flag, and need not try again.
+#[test]
+fn serve_exits_3_on_a_data_folder_that_it_must_not_use() {
+    for (file, why) in [("identity", "cannot be used"), ("letter", "it holds letter")] {
+        let data = tempfile::tempdir().expect("a folder");
+        std::fs::write(data.path().join(file), "dear").expect("written");
+        let mut command = moim(&["serve", "--auth", "open", "--client", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        command.args(["--peer", "127.0.0.1:0", "--data"]).arg(data.path());
+        let (code, error) = end(command);
+        assert!(code == Some(3) && error.contains(why) && error.lines().count() == 1, "{code:?} {error}");
+    }
+}
+
+#[test]
+fn a_node_that_is_stopped_before_it_served_speaks_of_no_lost_sessions() {
+    let data = tempfile::tempdir().expect("a folder");
+    let mut command = moim(&["serve", "--auth", "open", "--client", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    command
+        .args(["--peer", "127.0.0.1:0", "--join", "127.0.0.1:1,127.0.0.1:2,127.0.0.1:3", "--expect", "3", "--data"])
+        .arg(data.path());
+    let mut node = command.stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let mut lines = BufReader::new(node.stderr.take().expect("piped")).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("waiting for 2 of 3 nodes")), "it says what it waits for");
+    let pid = node.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().expect("kill runs").success());
+    let rest = lines.collect::<Vec<_>>().join("\n");
+    assert!(node.wait().expect("it ends").success());
+    assert!(rest.contains("before this node has served anybody") && !rest.contains("lost"), "{rest}");
+}

@@ -57,6 +57,7 @@ impl Serve {
         match moim::node::run(config, moim::handlers::Handlers::default(), shutdown).await {
             Ok(ExitReason::Shutdown) => Ok(()),
             Ok(ExitReason::Removed) => Err(Failure::Unsafe(REMOVED.to_owned())),
+            Ok(ExitReason::Unsafe(why)) => Err(Failure::Unsafe(why)),
             Err(moim_raft::error::Error::Refused(why)) => Err(Failure::Usage(why)),
             Err(error) => Err(Failure::failed(error)),
         }
