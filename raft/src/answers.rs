@@ -1,6 +1,9 @@
 //! What other nodes ask of this one.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
@@ -17,8 +20,12 @@ use crate::{
     machine::Replica,
     members::Members,
     net::{App, CallRequest, CallResponse, Forwarded, Leadership, Remote},
+    raft::Peer,
     store::Ask,
 };
+
+/// Within the time that the one who joins waits for its answer.
+const ASK_LEADER_MAX: Duration = Duration::from_millis(500);
 
 /// Answers them.
 pub(crate) struct Answers {
@@ -59,10 +66,11 @@ impl Answers {
                 None => return Err(Error::unavailable("this node is still starting")),
             },
             CallRequest::Hashes => CallResponse::Hashes(self.replica.hashes()),
-            CallRequest::Join { id, .. } if id != from.node => {
-                return Err(Error::refused("a node asks for itself alone"));
+            CallRequest::Join { id, peer } if id == from.node => CallResponse::Join(self.join(id, peer).await),
+            CallRequest::Join { id, peer } => {
+                self.must_be_member(&from)?;
+                CallResponse::Join(self.members.take_in(id, peer).await)
             }
-            CallRequest::Join { id, peer } => CallResponse::Join(self.members.take_in(id, peer).await),
             CallRequest::Change(change) => {
                 self.must_be_member(&from)?;
                 CallResponse::Changed(self.members.change(&change).await?)
@@ -77,6 +85,23 @@ impl Answers {
 }
 
 impl Answers {
+    /// Takes a node in, or asks the leader to: who comes may not know where that is. It is asked on its behalf once, not again
+    /// by whoever is asked.
+    async fn join(&self, id: NodeId, peer: Peer) -> Leadership<std::result::Result<(), String>> {
+        let taken = self.members.take_in(id, peer.clone()).await;
+        let leader = self.consensus.leader().filter(|(leader, _)| ![id, self.members.node].contains(leader));
+        match (&taken, leader) {
+            (Leadership::NotLeader { .. }, Some((leader, at))) => {
+                let request = CallRequest::Join { id, peer };
+                match self.members.peers.call(leader, &at.addr, &request, ASK_LEADER_MAX).await {
+                    Ok(CallResponse::Join(answer)) => answer,
+                    _ => taken,
+                }
+            }
+            _ => taken,
+        }
+    }
+
     fn must_be_member(&self, from: &Remote) -> Result<()> {
         let known = self.consensus.peer(from.node).map(|_| ());
         known.ok_or_else(|| Error::refused("only a node of this cluster may ask that"))

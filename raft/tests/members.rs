@@ -416,3 +416,14 @@ async fn a_node_that_comes_back_with_another_name_or_address_is_known_by_it() {
     c.all_started().await;
     c.agree().await;
 }
+
+/// It moved since, or the list never named all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_joins_also_when_it_was_not_told_where_the_leader_is() {
+    let mut c = Cluster::new(3).await;
+    let leader = c.leader().await;
+    let addr = std::mem::replace(&mut c.addrs[leader], "127.0.0.1:1".to_owned());
+    let new = c.add("n3").await;
+    until(|| c.store(new).status().started).await;
+    assert!(c.store(new).status().peers.iter().any(|(_, peer)| peer.addr == addr));
+}

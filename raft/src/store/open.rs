@@ -260,17 +260,17 @@ impl Store {
     async fn announce(&self, join: &[String]) -> Result<()> {
         let (me, peer) = (self.node(), &self.0.local.peer);
         let Some(known) = self.0.consensus.peer(me).filter(|known| known != peer) else { return Ok(()) };
-        tracing::info!("the cluster knows this node as {known}; it is {peer} now");
+        let moved = |()| tracing::info!("the cluster knew this node as {known}, and knows it as {peer} now");
         let mut why = format!("the cluster knows this node as {known}, and no leader hears that it is {peer} now");
         if let Leadership::Leader(taken) = self.0.members.take_in(me, peer.clone()).await {
-            return taken.map_err(Error::refused);
+            return taken.map(moved).map_err(Error::refused);
         }
         let others = self.0.consensus.members().into_iter().filter(|(id, _)| *id != me).map(|(_, other)| other.addr);
         let addrs: std::collections::BTreeSet<String> = others.chain(join.iter().cloned()).collect();
         let request = CallRequest::Join { id: me, peer: peer.clone() };
         for addr in addrs {
             match self.0.peers.call_addr(&addr, &request, MEMBERS_TIMEOUT).await {
-                Ok(CallResponse::Join(Leadership::Leader(taken))) => return taken.map_err(Error::refused),
+                Ok(CallResponse::Join(Leadership::Leader(taken))) => return taken.map(moved).map_err(Error::refused),
                 Ok(_) => {}
                 Err(e) => why = format!("{why}; {}", e.why()),
             }
