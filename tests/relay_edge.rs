@@ -112,6 +112,27 @@ async fn polls_posts_and_upgrades_go_to_the_node_of_the_tag() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connect_that_would_be_ignored_is_noticed_where_the_session_is() {
+    let (a, _, b, _) = pair().await;
+    let path = session(&b).await;
+    a.post(&path, "41\x1e40").await;
+    polled(&a, &path, "42").await;
+    assert_eq!(a.request("POST", &path, "40").await, unknown());
+    until("no transport is left", || b.transports.is_empty()).await;
+    let path = session(&b).await;
+    let mut ws = a.upgrade(&path.replace("/socket.io/?EIO=4&transport=polling", "")).await.expect("upgraded");
+    send(&mut ws, "2probe").await;
+    assert_eq!(text(&mut ws).await.unwrap(), "3probe");
+    for packet in ["5", "41", "40"] {
+        send(&mut ws, packet).await;
+    }
+    assert!(text(&mut ws).await.unwrap().starts_with("40{"));
+    send(&mut ws, "40").await;
+    while text(&mut ws).await.is_some() {}
+    until("no transport is left", || b.transports.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_passed_on_is_not_passed_on_again() {
     let (_a, _, b, peers) = pair().await;
     let path = session(&b).await;

@@ -38,6 +38,7 @@ use tungstenite::handshake::derive_accept_key;
 
 use super::{
     ask::{Ask, BAD_REQUEST, UNKNOWN_SID, What, is_engine, parse},
+    asked::head,
     connection::Connection,
     listener::Relayed,
     poll,
@@ -129,12 +130,12 @@ where
             return self.relay.pass_on(node, &id, Request::from_parts(parts, Full::new(body)), connection.peer()).await;
         };
         parts.uri = address(what, sid);
-        let says_close = rewrite::says_close(&body);
-        let request = Request::from_parts(parts, Full::new(body));
         match what {
-            What::Poll => self.poll(transport, request, &connection).await,
-            What::Post => self.post(transport, request, says_close).await,
-            What::Upgrade => self.offer(transport, request, sid, connection, relayed),
+            What::Poll => self.poll(transport, Request::from_parts(parts, Full::default()), &connection).await,
+            What::Post => self.post(transport, parts, body).await,
+            What::Upgrade => {
+                self.offer(transport, Request::from_parts(parts, Full::default()), sid, connection, relayed)
+            }
             What::Release => self.relay.release(transport).await,
         }
     }
@@ -184,11 +185,17 @@ where
         }
     }
 
-    async fn post(&mut self, transport: Transport, request: Request<Full<Bytes>>, says_close: bool) -> Response<Body> {
+    async fn post(&mut self, transport: Transport, parts: Parts, body: Bytes) -> Response<Body> {
         if transport.hears_nothing() {
             return UNKNOWN_SID.response();
         }
-        let Ok(response) = self.inner.call(request).await;
+        let asked = &transport.outgoing().asked;
+        if !transport.is_websocket() && !rewrite::packets(&body).all(|packet| asked.hear(head(packet))) {
+            transport.cut();
+            return UNKNOWN_SID.response();
+        }
+        let says_close = rewrite::packets(&body).any(|packet| packet == rewrite::CLOSE);
+        let Ok(response) = self.inner.call(Request::from_parts(parts, Full::new(body))).await;
         if says_close {
             transport.part_with(rewrite::NOOP);
             transport.ended();

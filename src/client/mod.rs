@@ -14,16 +14,19 @@
 //! | `stream` | the bytes of one connection, as hyper and tungstenite read and write them |
 //! | `connection` | a cheap handle on the same connection: facts about it, and the two things one can do to it |
 //! | `outgoing` | what is on its way to one client, whichever connections carry it |
+//! | `incoming`, `asked` | what a client says on its WebSocket of namespaces; which it has asked for |
 //! | `frame`, `rewrite` | the same packets on a WebSocket and in a body, replaced where they must be |
 //! | `tag` | the id of a session that polls, which names its node |
 //! | `socketio` | socketioxide with every limit named, and the exact bytes of its CONNECT reply |
 //! | `emit` | writing to one socket, once encoded, never after a gap |
 
 mod ask;
+mod asked;
 pub mod connection;
 pub mod emit;
 pub mod engine;
 pub mod frame;
+mod incoming;
 pub mod listener;
 pub mod outgoing;
 mod poll;

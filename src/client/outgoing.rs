@@ -10,7 +10,7 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-use super::rewrite;
+use super::{asked::Asked, rewrite};
 
 /// Packets that may wait for their replacement at once (one per CONNECT that is under way). Past it the transport is cut:
 /// no honest client has as many namespaces.
@@ -42,6 +42,8 @@ pub struct Outgoing {
     queued: AtomicUsize,
     written: AtomicU64,
     pub(super) progress: Notify,
+    /// The namespaces whose answers are on their way, or have gone it.
+    pub(super) asked: Asked,
 }
 
 impl Outgoing {
@@ -62,15 +64,16 @@ impl Outgoing {
 
     /// What goes out in the place of `packet`, if anything; it is no longer armed then.
     pub fn replacement(&self, packet: &[u8]) -> Option<Vec<u8>> {
+        self.asked.tell(packet);
         let mut armed = self.armed();
         let (found, to) = armed.iter().enumerate().find_map(|(n, each)| Some((n, each.replacement(packet)?)))?;
         armed.swap_remove(found);
         Some(to)
     }
 
-    /// Whether any packet is to be replaced.
+    /// Whether any packet is to be replaced, or waited for.
     pub fn is_armed(&self) -> bool {
-        !self.armed().is_empty()
+        !self.armed().is_empty() || self.asked.awaits()
     }
 
     pub fn disarm(&self) {

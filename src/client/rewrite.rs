@@ -37,12 +37,12 @@ pub fn replace(body: &[u8], replacement: impl Fn(&[u8]) -> Option<Vec<u8>>) -> O
 
 /// What the packets of `body` count as on a WebSocket, where packets are counted when they are queued.
 pub fn counted(body: &[u8]) -> usize {
-    body.split(is_separator).map(|packet| frame_bytes(packet.len())).sum()
+    packets(body).map(|packet| frame_bytes(packet.len())).sum()
 }
 
-/// Whether a packet in it ends the session.
-pub fn says_close(body: &[u8]) -> bool {
-    body.split(is_separator).any(|packet| packet == CLOSE)
+/// The packets of `body`.
+pub fn packets(body: &[u8]) -> impl Iterator<Item = &[u8]> {
+    body.split(is_separator)
 }
 
 fn is_separator(byte: &u8) -> bool {

@@ -27,12 +27,15 @@ use tokio::{
 use super::{
     connection::{Connection, Out, Phase},
     frame::replace,
+    incoming::Incoming,
 };
 
 /// A client's TCP stream; see the module.
 pub struct ClientStream {
     tcp: Arc<TcpStream>,
     connection: Connection,
+    /// Once it is a WebSocket.
+    incoming: Incoming,
     /// This connection's share of the listener's cap: given back when the descriptor is closed.
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -45,7 +48,7 @@ impl ClientStream {
         let peer = tcp.peer_addr()?;
         let tcp = Arc::new(tcp);
         let connection = Connection::new(&tcp, peer);
-        Ok(Self { tcp, connection, _permit: permit })
+        Ok(Self { tcp, connection, incoming: Incoming::default(), _permit: permit })
     }
 
     /// A handle on this connection.
@@ -134,10 +137,21 @@ impl ClientStream {
     fn phase(&self) -> Phase {
         self.connection.lock().phase
     }
+
+    /// The peer has said this. What it may not say is heard, and the last that is.
+    fn heard(&mut self, bytes: &[u8]) {
+        self.connection.heard();
+        let Some(carries) = self.connection.carries() else { return };
+        let mut goes_on = true;
+        self.incoming.read(bytes, |head| goes_on &= carries.asked.hear(head));
+        if !goes_on {
+            self.connection.cut();
+        }
+    }
 }
 
 impl AsyncRead for ClientStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = match self.phase() {
             Phase::Cut => Poll::Ready(Ok(())),
@@ -145,7 +159,7 @@ impl AsyncRead for ClientStream {
         };
         match &result {
             Poll::Pending => {}
-            Poll::Ready(Ok(())) if buf.filled().len() > before => self.connection.heard(),
+            Poll::Ready(Ok(())) if buf.filled().len() > before => self.heard(&buf.filled()[before..]),
             Poll::Ready(Ok(())) if buf.remaining() == 0 => {}
             Poll::Ready(_) => self.connection.ended(),
         }

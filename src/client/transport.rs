@@ -180,6 +180,11 @@ impl Transport {
         self.0.released.notify_waiters();
     }
 
+    /// The server has ended the client's stay in this namespace: the client may ask for it again.
+    pub fn left(&self, ns: &str) {
+        self.0.outgoing.asked.ended(ns);
+    }
+
     /// Counts a packet that was just given to socketioxide; see [`Outgoing::queued`].
     pub fn queued(&self, bytes: usize) {
         self.0.outgoing.queued(bytes);

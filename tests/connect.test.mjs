@@ -1,0 +1,99 @@
+// From a CONNECT to its answer, where other namespaces share the connection: they are none of its business.
+import test from "node:test";
+import assert from "node:assert/strict";
+import { Client, unique } from "./harness/client.mjs";
+import { withCluster } from "./harness/cluster.mjs";
+import { eventually } from "./harness/wait.mjs";
+
+const NS = "/group-chat";
+
+/// Connected to the main namespace; what else it asks for goes over the same connection.
+const main = (node, options) => Client.ready(node.url, { user: unique("main"), ...options });
+
+/// A namespace on the connection of `client`, whose CONNECT was written when this returns.
+const beside = (client, user, ns = NS) => new Client(undefined, { user, ns, manager: client.manager, auth: { user } });
+
+function ask(client, user) {
+  client.socket.auth = { user };
+  client.socket.connect();
+}
+
+/// Ready as this user, and the one on whose connection it is can do its work.
+async function settled(client, user, other) {
+  await eventually(`ready as ${user}`, () => client.socket.connected && client.last?.user === user, { within: 5000 });
+  assert.equal(client.last.sid, client.socket.id);
+  await client.ok("rooms");
+  await eventually("the other namespace", () => other.socket.connected);
+  await other.ok("rooms");
+  assert.deepEqual(other.finals, []);
+}
+
+const TRANSPORTS = { websocket: ["websocket"], polling: ["polling"], upgraded: ["polling", "websocket"] };
+
+for (const [name, transports] of Object.entries(TRANSPORTS)) {
+  test(`CONNECTs that share a connection: ${name}`, { timeout: 60_000 }, withCluster({ nodes: 1 }, async ({ cluster, step }) => {
+    const [one] = cluster.nodes;
+    const sids = async (user) => (await cluster.admin(one, `/v1/sids?ns=${NS}&user=${user}`)).sids;
+    const start = async () => {
+      const client = await main(one, { transports });
+      const wanted = transports.at(-1);
+      await eventually(wanted, () => client.manager.engine.transport.name === wanted);
+      return client;
+    };
+
+    await step("one that was taken back is answered when it is said again, by whomever", async () => {
+      const a = await start();
+      const [first, second] = [unique("first"), unique("second")];
+      const b = beside(a, first);
+      b.socket.disconnect();
+      assert.ok(!b.rawSent.some((packet) => packet.startsWith("41")), "the client does not say that it has left");
+      await eventually("a session of nobody", async () => (await sids(first)).length === 1);
+      ask(b, second);
+      await settled(b, second, a);
+      // And from there on as ever.
+      b.socket.disconnect();
+      await eventually("it has left", async () => (await sids(second)).length === 0);
+      const before = a.readies.length;
+      ask(b, first);
+      await settled(b, first, a);
+      assert.equal(a.readies.length, before, "nobody else noticed");
+    });
+
+    await step("taken back and said again in one step: whom it says last is whom it gets", async () => {
+      const a = await start();
+      const [first, second] = [unique("first"), unique("second")];
+      const b = beside(a, first);
+      b.socket.disconnect();
+      ask(b, second);
+      await settled(b, second, a);
+    });
+
+    // Over long-polling the second one is posted when the first was answered.
+    if (name !== "polling") await step("said twice in one step, it is answered once, and nobody else notices", async () => {
+      const a = await start();
+      // The node comes to neither before both have been sent.
+      one.stop();
+      const b = beside(a, unique("user"));
+      b.socket.disconnect();
+      ask(b, b.user);
+      await eventually("sent", () => a.manager.engine.writeBuffer.length === 0);
+      one.cont();
+      await settled(b, b.user, a);
+      assert.deepEqual([a.readies.length, b.readies.length], [1, 1]);
+    });
+
+    await step("one that was refused may be said again, and nobody else notices", async () => {
+      const a = await start();
+      const b = beside(a, 7);
+      await b.next("connect_error", (code) => code === "unauthorized");
+      ask(b, "somebody");
+      await settled(b, "somebody", a);
+      const c = beside(a, unique("user"), "/nowhere");
+      await eventually("refused", () => c.events("connect_error").length === 1);
+      c.socket.connect();
+      await eventually("refused again", () => c.events("connect_error").length === 2);
+      await a.ok("rooms");
+      assert.equal(a.readies.length, 1);
+    });
+  }));
+}
