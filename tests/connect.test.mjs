@@ -3,6 +3,7 @@ import test from "node:test";
 import assert from "node:assert/strict";
 import { Client, unique } from "./harness/client.mjs";
 import { withCluster } from "./harness/cluster.mjs";
+import { Raw } from "./harness/raw.mjs";
 import { eventually } from "./harness/wait.mjs";
 
 const NS = "/group-chat";
@@ -97,3 +98,36 @@ for (const [name, transports] of Object.entries(TRANSPORTS)) {
     });
   }));
 }
+
+const LIMITED = { nodes: 1, settings: { "limits.sessions-per-user": 2 } };
+
+test("one session more than a user may have", { timeout: 60_000 }, withCluster(LIMITED, async ({ cluster, step }) => {
+  const [one] = cluster.nodes;
+
+  await step("is refused with a word, and the connection stays", async () => {
+    const user = unique("user");
+    const [first, second] = [await Client.ready(one.url, { user, ns: NS }), await Client.ready(one.url, { user, ns: NS })];
+    const a = await main(one);
+    const b = beside(a, user);
+    await b.next("connect_error", (code) => code === "too_many_sessions");
+    await a.ok("rooms");
+    first.close();
+    ask(b, user);
+    await settled(b, user, a);
+    assert.deepEqual([a.readies.length, second.readies.length], [1, 1]);
+  });
+
+  await step("is not the one that takes the place of its own", async () => {
+    const user = unique("user");
+    const [first, second, again] = await Promise.all([1, 2, 3].map(() => Raw.open(one.client)));
+    const { sid, pid } = await first.connect({ user });
+    await second.connect({ user });
+    first.destroy();
+    // What it says that it heard last was not said here, so its session cannot go on.
+    const answer = await again.connect({ user, pid, offset: "elsewhere" });
+    assert.notEqual(answer.sid, sid);
+    const { sids } = await cluster.admin(one, `/v1/sids?user=${user}`);
+    assert.equal(sids.length, 2);
+    for (const raw of [second, again]) raw.destroy();
+  });
+}));

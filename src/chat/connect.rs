@@ -49,6 +49,8 @@ const MOVED: &str = "moved";
 #[derive(Clone, Copy, Debug)]
 pub enum Final {
     Unauthorized,
+    /// Its user has `limits.sessions-per-user` that are attached: one of them has to go first.
+    TooManySessions,
     /// Never seen by a client: the transport is cut already.
     Cut,
 }
@@ -57,13 +59,20 @@ impl fmt::Display for Final {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unauthorized => "unauthorized",
+            Self::TooManySessions => "too_many_sessions",
             Self::Cut => "unavailable",
         })
     }
 }
 
-/// A cause that passes: the transport has to be cut.
-struct Passing(&'static str);
+/// Why a client gets no seat.
+enum Unseated {
+    /// A cause that passes: the transport has to be cut.
+    Passing(&'static str),
+    Final(Final),
+}
+
+use Unseated::Passing;
 
 /// Who connects, and what it brings along.
 struct Client {
@@ -146,6 +155,7 @@ impl Chat {
         }
         let attachment = match self.attach(&client, &transport).await {
             Ok(attachment) => attachment,
+            Err(Unseated::Final(refusal)) => return Err(refusal),
             Err(Passing(why)) => {
                 tracing::debug!(peer = %transport.peer(), "a client is cut off while it attaches: {why}");
                 transport.cut();
@@ -210,7 +220,7 @@ impl Chat {
         Ok(Client { ns, user, guest, pid, offset, recovery, came: Instant::now() })
     }
 
-    async fn attach(&self, client: &Client, transport: &Transport) -> Result<Attachment, Passing> {
+    async fn attach(&self, client: &Client, transport: &Transport) -> Result<Attachment, Unseated> {
         let resumed = match &client.pid {
             Some(pid) => self.resume(client, pid, transport).await?,
             None => Resumed::No,
@@ -220,6 +230,11 @@ impl Chat {
             Resumed::No => self.open(client, transport).await,
             Resumed::NotWhole(holder) => {
                 let opened = self.open(client, transport).await;
+                if let Err(Unseated::Final(Final::TooManySessions)) = opened {
+                    // It stands in its own way.
+                    self.store.call(Command::Close(holder)).await.map_err(|_| Passing("no quorum"))?;
+                    return self.open(client, transport).await;
+                }
                 // Not before: a user whose last session ends would be offline for a moment.
                 self.end_session(holder);
                 opened
@@ -227,7 +242,7 @@ impl Chat {
         }
     }
 
-    async fn open(&self, client: &Client, transport: &Transport) -> Result<Attachment, Passing> {
+    async fn open(&self, client: &Client, transport: &Transport) -> Result<Attachment, Unseated> {
         let sid = Sid::from_random(random());
         let pid = random_text::<PID_CHARS>();
         let command = Command::Open {
@@ -243,7 +258,7 @@ impl Chat {
                 let seat = self.seat(Holder { sid, generation }, client, transport)?;
                 Ok(Attachment { seat, pid, resumed: None, replay: Vec::new() })
             }
-            Reply::Refused(Refusal::TooManySessions) => Err(Passing("its user has too many sessions")),
+            Reply::Refused(Refusal::TooManySessions) => Err(Unseated::Final(Final::TooManySessions)),
             other => {
                 tracing::error!("an open was answered {other:?}");
                 Err(Passing("an unexpected answer"))
@@ -251,7 +266,7 @@ impl Chat {
         }
     }
 
-    async fn resume(&self, client: &Client, pid: &str, transport: &Transport) -> Result<Resumed, Passing> {
+    async fn resume(&self, client: &Client, pid: &str, transport: &Transport) -> Result<Resumed, Unseated> {
         let hash = pid_hash(pid);
         for _ in 0..RESUME_TRIES {
             if transport.is_closed() {
@@ -287,7 +302,7 @@ impl Chat {
 
     /// A pid that this node does not know may be younger than what it has applied: it is looked up once more after a
     /// read index.
-    async fn look_up(&self, hash: &PidHash, client: &Client) -> Result<Option<Session>, Passing> {
+    async fn look_up(&self, hash: &PidHash, client: &Client) -> Result<Option<Session>, Unseated> {
         let find = || self.store.read(|state| state.session_of_pid(hash)).filter(|session| session.ns == client.ns);
         if let Some(session) = find() {
             return Ok(Some(session));
@@ -305,7 +320,7 @@ impl Chat {
         holder: Holder,
         before: &Session,
         applied: &Applied,
-    ) -> Result<Resumed, Passing> {
+    ) -> Result<Resumed, Unseated> {
         let seat = self.seat(holder.clone(), client, transport)?;
         match self.missed(client, &holder, applied.position) {
             Ok(replay) => {
@@ -336,7 +351,7 @@ impl Chat {
     }
 
     /// The seat that the player made, bound to its transport.
-    fn seat(&self, holder: Holder, client: &Client, transport: &Transport) -> Result<Arc<Seat>, Passing> {
+    fn seat(&self, holder: Holder, client: &Client, transport: &Transport) -> Result<Arc<Seat>, Unseated> {
         let seat = self.seats.get(&holder).ok_or(Passing("its seat is gone"))?;
         seat.reserve(transport, client.recovery);
         if transport.is_closed() {
