@@ -424,3 +424,19 @@ test("namespaces", { timeout: 60_000 }, withCluster({}, async ({ cluster, step }
     for (const path of ["/livez", "/readyz"]) assert.equal((await http(one.client, path)).status, 200);
   });
 }));
+
+test("history says when something is missing from it", { timeout: 60_000 }, withCluster({ nodes: 1, settings: { "history.size": 3 } }, async ({ cluster }) => {
+  const room = unique("room");
+  const client = await Client.ready(cluster.nodes[0].url, { user: unique("user") });
+  await client.ok("join", room);
+  const ids = [];
+  for (let n = 0; n < 6; n++) ids.push((await client.ok("message", { room, text: n })).id);
+  const after = async (id) => {
+    const { messages, more, trimmed } = await client.ok("history", { room, after: id });
+    return [messages.map(({ text }) => text), more, trimmed];
+  };
+  assert.deepEqual(await after(ids[1]), [[3, 4, 5], false, true], "number 2 is gone");
+  assert.deepEqual(await after(ids[2]), [[3, 4, 5], false, undefined], "number 2 was known");
+  assert.deepEqual(await after(ids[4]), [[5], false, undefined]);
+  assert.equal((await client.ok("history", { room })).trimmed, undefined);
+}));

@@ -82,6 +82,9 @@ pub enum UsersQuery {
 pub struct History {
     pub messages: Vec<Box<RawValue>>,
     pub more: bool,
+    /// Of what came behind `after`, something is not kept any more. Left out when not so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub trimmed: bool,
 }
 
 #[derive(Deserialize)]

@@ -275,10 +275,14 @@ impl Worker {
         let id = |text: Option<String>| text.map(|t| t.parse().map_err(|()| event::BAD_REQUEST)).transpose();
         let (before, after, limit) = (id(before)?, id(after)?, page(limit)?);
         let is_message = |entry: &moim_raft::command::RoomEntry| matches!(entry.what, What::Message { .. });
-        let (entries, more) =
-            self.chat.store.read(|state| state.history(&self.seat.ns, &room, after, before, limit, is_message));
+        let ns = &self.seat.ns;
+        let (entries, more, floor) = self.chat.store.read(|state| {
+            let (entries, more) = state.history(ns, &room, after, before, limit, is_message);
+            (entries, more, state.room(ns, &room).map(|record| record.floor))
+        });
+        let trimmed = after.is_some_and(|after| floor.is_some_and(|floor| floor > after));
         let messages = entries.iter().map(|entry| event::message(&room, entry)).collect();
-        Ok(event::ok(&event::History { messages, more }))
+        Ok(event::ok(&event::History { messages, more, trimmed }))
     }
 
     fn typing(&self, payload: &str) -> Result<(), Refused> {
