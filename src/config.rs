@@ -13,10 +13,14 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use source::{Origin, Origins, Problem, Settings};
 
+/// Where chat clients connect, unless told otherwise.
+const CLIENT_PORT: u16 = 3000;
+
 /// What one node runs with. Defaults are in [`keys::KEYS`]; [`Config::default`] is made from them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The operator's word for this node, unique in its cluster; the host name unless given.
+    /// The operator's word for this node, unique in its cluster; the host name unless given, with the client port behind
+    /// it where that is not the usual one.
     pub name: String,
     /// The folder that holds this node's log, snapshots and state. One node's, never shared.
     pub data: PathBuf,
@@ -165,7 +169,12 @@ impl Config {
     /// Fills in what depends on the host and on other settings.
     fn complete(&mut self) -> Result<(), Problem> {
         if self.name.is_empty() {
-            self.name = host_name().ok_or_else(|| Problem::new("this host has no name; choose one with --name"))?;
+            let host = host_name().ok_or_else(|| Problem::new("this host has no name; choose one with --name"))?;
+            // Several nodes of one host differ in their ports, and nodes of one name form no cluster.
+            self.name = match self.client.port() {
+                CLIENT_PORT => host,
+                port => format!("{host}-{port}"),
+            };
         }
         if self.expect.is_none() && self.join.is_empty() {
             self.expect = Some(1);

@@ -250,7 +250,9 @@ mod tests {
     fn an_ok_answer_keeps_what_it_carries() {
         assert_eq!(ok(&serde_json::json!({})).get(), r#"{"ok":true}"#);
         let messages = vec![RawValue::from_string("1.0".to_owned()).unwrap()];
-        assert_eq!(ok(&History { messages, more: false }).get(), r#"{"ok":true,"messages":[1.0],"more":false}"#);
+        let page = |trimmed| History { messages: messages.clone(), more: false, trimmed };
+        assert_eq!(ok(&page(false)).get(), r#"{"ok":true,"messages":[1.0],"more":false}"#);
+        assert_eq!(ok(&page(true)).get(), r#"{"ok":true,"messages":[1.0],"more":false,"trimmed":true}"#);
     }
 
     #[test]

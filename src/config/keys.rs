@@ -83,7 +83,7 @@ macro_rules! keys {
 }
 
 keys! {
-    "name" = "", name as name "NAME": "This node's name, unique in its cluster [default: the host name]";
+    "name" = "", name as name "NAME": "This node's name, unique in its cluster [default: the host name, and the client port if it is not 3000]";
     "data" = "data", data as path "DIR": "Folder for this node's log, snapshots and state";
     "client" = "0.0.0.0:3000", client as address "ADDR": "Where chat clients connect";
     "admin" = "127.0.0.1:3100", admin as address "ADDR": "Where operators connect";

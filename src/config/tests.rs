@@ -161,3 +161,10 @@ fn values_are_shown_as_they_are_read() {
         assert!(value::name::parse(wrong).is_err(), "{wrong}");
     }
 }
+
+#[test]
+fn nodes_of_one_host_have_names_of_their_own() {
+    let name = |client: &str| flags([("client", client)]).unwrap().name;
+    assert_eq!(name("127.0.0.1:3001"), format!("{}-3001", name("0.0.0.0:3000")));
+    assert_eq!(flags([("name", "a"), ("client", "127.0.0.1:3001")]).unwrap().name, "a");
+}
