@@ -49,8 +49,6 @@ const MOVED: &str = "moved";
 #[derive(Clone, Copy, Debug)]
 pub enum Final {
     Unauthorized,
-    /// Its user has `limits.sessions-per-user` that are attached: one of them has to go first.
-    TooManySessions,
     /// Never seen by a client: the transport is cut already.
     Cut,
 }
@@ -59,20 +57,17 @@ impl fmt::Display for Final {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unauthorized => "unauthorized",
-            Self::TooManySessions => "too_many_sessions",
             Self::Cut => "unavailable",
         })
     }
 }
 
-/// Why a client gets no seat.
-enum Unseated {
-    /// A cause that passes: the transport has to be cut.
-    Passing(&'static str),
-    Final(Final),
-}
+/// A cause that passes: the transport has to be cut.
+struct Passing(&'static str);
 
-use Unseated::Passing;
+/// Passes too: sessions count whose clients have gone without anybody having missed them yet, and a final word would keep a
+/// stock client away for good.
+const TOO_MANY: &str = "its user has too many sessions";
 
 /// Who connects, and what it brings along.
 struct Client {
@@ -155,7 +150,6 @@ impl Chat {
         }
         let attachment = match self.attach(&client, &transport).await {
             Ok(attachment) => attachment,
-            Err(Unseated::Final(refusal)) => return Err(refusal),
             Err(Passing(why)) => {
                 tracing::debug!(peer = %transport.peer(), "a client is cut off while it attaches: {why}");
                 transport.cut();
@@ -220,7 +214,7 @@ impl Chat {
         Ok(Client { ns, user, guest, pid, offset, recovery, came: Instant::now() })
     }
 
-    async fn attach(&self, client: &Client, transport: &Transport) -> Result<Attachment, Unseated> {
+    async fn attach(&self, client: &Client, transport: &Transport) -> Result<Attachment, Passing> {
         let resumed = match &client.pid {
             Some(pid) => self.resume(client, pid, transport).await?,
             None => Resumed::No,
@@ -230,7 +224,7 @@ impl Chat {
             Resumed::No => self.open(client, transport).await,
             Resumed::NotWhole(holder) => {
                 let opened = self.open(client, transport).await;
-                if let Err(Unseated::Final(Final::TooManySessions)) = opened {
+                if let Err(Passing(TOO_MANY)) = opened {
                     // It stands in its own way.
                     self.store.call(Command::Close(holder)).await.map_err(|_| Passing("no quorum"))?;
                     return self.open(client, transport).await;
@@ -242,7 +236,7 @@ impl Chat {
         }
     }
 
-    async fn open(&self, client: &Client, transport: &Transport) -> Result<Attachment, Unseated> {
+    async fn open(&self, client: &Client, transport: &Transport) -> Result<Attachment, Passing> {
         let sid = Sid::from_random(random());
         let pid = random_text::<PID_CHARS>();
         let command = Command::Open {
@@ -258,7 +252,7 @@ impl Chat {
                 let seat = self.seat(Holder { sid, generation }, client, transport)?;
                 Ok(Attachment { seat, pid, resumed: None, replay: Vec::new() })
             }
-            Reply::Refused(Refusal::TooManySessions) => Err(Unseated::Final(Final::TooManySessions)),
+            Reply::Refused(Refusal::TooManySessions) => Err(Passing(TOO_MANY)),
             other => {
                 tracing::error!("an open was answered {other:?}");
                 Err(Passing("an unexpected answer"))
@@ -266,7 +260,7 @@ impl Chat {
         }
     }
 
-    async fn resume(&self, client: &Client, pid: &str, transport: &Transport) -> Result<Resumed, Unseated> {
+    async fn resume(&self, client: &Client, pid: &str, transport: &Transport) -> Result<Resumed, Passing> {
         let hash = pid_hash(pid);
         for _ in 0..RESUME_TRIES {
             if transport.is_closed() {
@@ -302,7 +296,7 @@ impl Chat {
 
     /// A pid that this node does not know may be younger than what it has applied: it is looked up once more after a
     /// read index.
-    async fn look_up(&self, hash: &PidHash, client: &Client) -> Result<Option<Session>, Unseated> {
+    async fn look_up(&self, hash: &PidHash, client: &Client) -> Result<Option<Session>, Passing> {
         let find = || self.store.read(|state| state.session_of_pid(hash)).filter(|session| session.ns == client.ns);
         if let Some(session) = find() {
             return Ok(Some(session));
@@ -320,7 +314,7 @@ impl Chat {
         holder: Holder,
         before: &Session,
         applied: &Applied,
-    ) -> Result<Resumed, Unseated> {
+    ) -> Result<Resumed, Passing> {
         let seat = self.seat(holder.clone(), client, transport)?;
         match self.missed(client, &holder, applied.position) {
             Ok(replay) => {
@@ -351,7 +345,7 @@ impl Chat {
     }
 
     /// The seat that the player made, bound to its transport.
-    fn seat(&self, holder: Holder, client: &Client, transport: &Transport) -> Result<Arc<Seat>, Unseated> {
+    fn seat(&self, holder: Holder, client: &Client, transport: &Transport) -> Result<Arc<Seat>, Passing> {
         let seat = self.seats.get(&holder).ok_or(Passing("its seat is gone"))?;
         seat.reserve(transport, client.recovery);
         if transport.is_closed() {
