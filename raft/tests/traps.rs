@@ -104,8 +104,12 @@ const TRAPS: &[Trap] = &[
     },
     Trap {
         trap: "changing a member's address in place splits the quorum",
-        design: "there is no such call",
-        shown_by: &[("tests/traps.rs", "what_is_dangerous_in_openraft_is_not_called")],
+        design: "a node says itself where it is, one at a time; who is not the node that was meant is nobody's voter",
+        shown_by: &[
+            ("tests/members.rs", "a_node_that_comes_back_with_another_name_or_address_is_known_by_it"),
+            ("tests/members.rs", "swapped_ports_replicate_nothing_and_say_so"),
+            ("tests/traps.rs", "what_is_dangerous_in_openraft_is_not_called"),
+        ],
     },
     Trap {
         trap: "two changes of the cluster at once leave it in between",
@@ -359,12 +363,14 @@ fn sources() -> Vec<(PathBuf, String)> {
 
 #[test]
 fn what_is_dangerous_in_openraft_is_not_called() {
-    // An address changed in place; a read that trusts a clock; a log that may have lost entries.
-    for word in ["SetNodes", "LeaseRead", "allow_next_revert", "allow_log_reversion: Some"] {
-        let found: Vec<PathBuf> =
-            sources().into_iter().filter(|(_, code)| code.contains(word)).map(|(path, _)| path).collect();
+    let users = |word| sources().into_iter().filter(move |(_, code)| code.contains(word)).map(|(path, _)| path);
+    // A read that trusts a clock; a log that may have lost entries.
+    for word in ["LeaseRead", "allow_next_revert", "allow_log_reversion: Some"] {
+        let found: Vec<PathBuf> = users(word).collect();
         assert!(found.is_empty(), "{word} in {found:?}");
     }
+    // An address changed in place: only of a node that has proved by its id and the secret that it is there.
+    assert!(users("SetNodes").eq([crate_folder().join("src/members.rs")]));
 }
 
 #[test]
