@@ -242,11 +242,9 @@ impl RaftLogStorage<TypeConfig> for Log {
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let Some(committed) = committed else { return Ok(()) };
-        let records = vec![Record::Committed(codec::body(&WireLogId::from(&committed))?.into())];
-        let room = self.room(&records).await?;
-        let mut tail = self.tail();
-        tail.committed = Some(committed);
-        self.0.wal.submit(records, room, Done::none());
+        let record = Record::Committed(codec::body(&WireLogId::from(&committed))?.into());
+        self.tail().committed = Some(committed);
+        self.0.wal.hint(committed.index, record).await;
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use common::{Rig, Written, open, options, segments};
+use openraft::storage::RaftLogStorage;
 use tempfile::TempDir;
 
 /// Small, so that every bit can be tried.
@@ -317,10 +318,22 @@ async fn the_mark_follows_an_idle_log() {
     // (The commit point is written together with the mark, so the file still grows once.)
     let slots = || fs::read(dir.path().join("mark")).unwrap();
     let length = || fs::metadata(&segments(dir.path())[0]).unwrap().len();
-    let follows = async {
-        while !slots().windows(8).any(|number| number == length().to_be_bytes()) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+    let caught_up = async |beyond: u64| {
+        let there = || length() > beyond && slots().windows(8).any(|number| number == length().to_be_bytes());
+        let follows = async {
+            while !there() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), follows).await.expect("the mark is at the end of the file");
+        length()
     };
-    tokio::time::timeout(Duration::from_secs(20), follows).await.expect("the mark is at the end of the file");
+    let before = caught_up(0).await;
+    // Nothing is written any more, and nobody would wake the log for it.
+    rig.log.save_committed(Some(common::id(1, 2))).await.unwrap();
+    caught_up(before).await;
+    let killed = tempfile::tempdir().unwrap();
+    copy(dir.path(), &killed.path().join("copy")).unwrap();
+    let mut again = open(&killed.path().join("copy"), quick()).unwrap();
+    assert_eq!(again.read_committed().await.unwrap(), Some(common::id(1, 2)));
 }

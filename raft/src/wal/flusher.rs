@@ -12,7 +12,7 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc::Receiver,
     },
@@ -23,7 +23,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    Failure, GROUP_BYTES_MAX, Job, Options,
+    Failure, GROUP_BYTES_MAX, Hint, Job, Options,
     mark::Mark,
     record::{self, Place, Record},
     recover::Recovered,
@@ -44,8 +44,7 @@ pub struct Flusher {
     end: Place,
     /// Where the file ends: zeros lie between.
     file_end: u64,
-    /// Waits for the next group, or for the mark.
-    committed: Option<Record<'static>>,
+    hint: Arc<Mutex<Hint>>,
     buffer: Vec<u8>,
     bytes: Arc<AtomicU64>,
     failure: Arc<watch::Sender<Option<Failure>>>,
@@ -57,6 +56,7 @@ impl Flusher {
         dir: PathBuf,
         options: Options,
         recovered: Recovered,
+        hint: Arc<Mutex<Hint>>,
         bytes: Arc<AtomicU64>,
         failure: Arc<watch::Sender<Option<Failure>>>,
     ) -> io::Result<Self> {
@@ -78,7 +78,7 @@ impl Flusher {
             file,
             end,
             file_end: end.offset,
-            committed: None,
+            hint,
             buffer: Vec::new(),
             bytes,
             failure,
@@ -114,8 +114,7 @@ impl Flusher {
     /// The next group: what is queued, up to [`GROUP_BYTES_MAX`]. When there is nothing for [`Options::mark_every`], or
     /// ever again, an empty group in which the mark catches up; `None` once it has.
     fn next(&mut self, queue: &Receiver<Job>) -> Option<(Vec<Job>, bool)> {
-        let settled = self.committed.is_none() && self.mark.at() == self.end;
-        let first = if settled {
+        let first = if self.rests() {
             queue.recv().ok()?
         } else {
             match queue.recv_timeout(self.options.mark_every) {
@@ -123,6 +122,7 @@ impl Flusher {
                 Err(_) => return Some((vec![], true)),
             }
         };
+        self.hint().resting = false;
         let mut bytes = first.bytes();
         let mut group = vec![first];
         while bytes < GROUP_BYTES_MAX
@@ -134,15 +134,21 @@ impl Flusher {
         Some((group, self.marked.elapsed() >= self.options.mark_every))
     }
 
-    /// One write and one sync for the whole group. A commit point waits for company, or for the mark.
+    /// Whether there is nothing to do until somebody asks. Whoever hints from now on asks as well.
+    fn rests(&self) -> bool {
+        let mut hint = self.hint();
+        hint.resting = hint.point(self.state.span.next).is_none() && self.mark.at() == self.end;
+        hint.resting
+    }
+
+    fn hint(&self) -> MutexGuard<'_, Hint> {
+        self.hint.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One write and one sync for the whole group, and a commit point with it: of its own it is not written before the mark is.
     fn write(&mut self, group: &mut [Job]) -> io::Result<()> {
-        let is_committed = |record: &Record<'_>| matches!(record, Record::Committed(_));
-        let records = || group.iter().flat_map(|job| &job.records);
-        let alone = records().all(is_committed);
-        if let Some(last) = records().rfind(|record| is_committed(record)) {
-            self.committed = Some(last.clone());
-        }
-        if alone && (self.committed.is_none() || !group.is_empty()) {
+        let alone = group.iter().all(|job| job.records.is_empty());
+        if alone && (!group.is_empty() || self.hint().point(self.state.span.next).is_none()) {
             return Ok(());
         }
         if self.end.offset >= self.options.segment_bytes {
@@ -154,11 +160,10 @@ impl Flusher {
         record::frame_group(&mut self.buffer, self.header.spot(self.end.offset));
         for job in group {
             job.place = Place { offset: self.end.offset + self.buffer.len() as u64, ..self.end };
-            job.records.iter().filter(|record| !is_committed(record)).try_for_each(|record| self.add(record))?;
+            job.records.iter().try_for_each(|record| self.add(record))?;
         }
-        if let Some(committed) = self.committed.take() {
-            self.add(&committed)?;
-        }
+        let committed = self.hint().take(self.state.span.next);
+        committed.iter().try_for_each(|record| self.add(record))?;
         fail::point("log-before-write")?;
         self.file.write_all_at(&self.buffer, self.end.offset)?;
         fail::point("log-after-write")?;

@@ -4,8 +4,9 @@
 //!
 //! # What always holds
 //!
-//! * A job is answered `Ok` only after everything up to it was synced; answers come in the order of jobs. (A commit point
-//!   alone is a hint: it is answered at once, and written with the next group or when the mark moves.)
+//! * A job is answered `Ok` only after everything up to it was synced; answers come in the order of jobs.
+//! * A commit point is a hint: nobody waits for it, and it is written with the next group or when the mark moves, behind the
+//!   entries that it is about.
 //! * The first error of a write or sync is final: that job and all later ones get it, nothing is tried again.
 //! * A segment is synced before its successor is made, and the folder when a file is made or removed.
 //! * Behind the end of the last segment there may be zeros ([`Options::ahead_bytes`]); no record consists of zeros. A segment that
@@ -166,9 +167,30 @@ impl Job {
     }
 }
 
+/// The newest commit point, until it is written.
+#[derive(Default)]
+struct Hint {
+    /// With the index behind the last entry that it is about.
+    committed: Option<(u64, Record<'static>)>,
+    /// The flusher sleeps until a job comes.
+    resting: bool,
+}
+
+impl Hint {
+    /// The commit point of a log that goes up to `next`.
+    fn point(&self, next: u64) -> Option<&Record<'static>> {
+        self.committed.as_ref().filter(|(behind, _)| *behind <= next).map(|(_, record)| record)
+    }
+
+    fn take(&mut self, next: u64) -> Option<Record<'static>> {
+        self.committed.take_if(|(behind, _)| *behind <= next).map(|(_, record)| record)
+    }
+}
+
 /// An open log. See the module.
 pub struct Wal {
     queue: Mutex<Option<Sender<Job>>>,
+    hint: Arc<Mutex<Hint>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     room: Arc<Semaphore>,
     bytes: Arc<AtomicU64>,
@@ -190,13 +212,15 @@ impl Wal {
         let recovered = recover::recover(dir, visit)?;
         let failure = Arc::new(watch::channel(None).0);
         let bytes = Arc::new(AtomicU64::new(0));
-        let flusher = Flusher::new(dir.to_path_buf(), options, recovered, Arc::clone(&bytes), Arc::clone(&failure));
-        let flusher = flusher.map_err(fatal)?;
+        let hint = Arc::<Mutex<Hint>>::default();
+        let (hints, written, failed) = (Arc::clone(&hint), Arc::clone(&bytes), Arc::clone(&failure));
+        let flusher = Flusher::new(dir.to_path_buf(), options, recovered, hints, written, failed).map_err(fatal)?;
         let (queue, jobs) = mpsc::channel();
         let run = move || flusher.run(&jobs);
         let thread = thread::Builder::new().name("log".into()).spawn(run).map_err(fatal)?;
         Ok(Self {
             queue: Mutex::new(Some(queue)),
+            hint,
             thread: Mutex::new(Some(thread)),
             room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
             bytes,
@@ -219,6 +243,19 @@ impl Wal {
         if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
             // A flusher that is gone cannot take it: then it is dropped, which answers it.
             let _ = queue.send(job);
+        }
+    }
+
+    /// Notes that all entries up to `index` are committed; the file will say so in `committed`. The flusher is woken only when it
+    /// would sleep for good: a wake-up for each would cost a node as much as a message to a peer.
+    pub async fn hint(&self, index: u64, committed: Record<'static>) {
+        let woken = {
+            let mut hint = self.hint.lock().unwrap_or_else(PoisonError::into_inner);
+            hint.committed = Some((index + 1, committed));
+            std::mem::take(&mut hint.resting)
+        };
+        if woken {
+            self.submit(Vec::new(), self.room(0).await, Done::none());
         }
     }
 
@@ -264,7 +301,6 @@ impl Drop for Wal {
     }
 }
 
-/// Refuses to start on the log in `dir`: what is wrong, and the way on.
 /// Whether there is a log in that folder, whole or not. The first opening makes one that is never without a segment again.
 ///
 /// Fatal if the folder cannot be looked into.
@@ -276,10 +312,24 @@ pub fn is_there(dir: &Path) -> Result<bool> {
     }
 }
 
+/// Refuses to start on the log in `dir`: what is wrong, and the way on.
 fn refuse<T>(dir: &Path, what: impl fmt::Display) -> Result<T> {
     Err(Error::refused(format!(
         "the log in {} is not what was written: {what}. Restore this node's data folder as a whole, or start with an empty \
          one, so that it joins its cluster as a new node",
         dir.display()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_point_is_not_written_before_its_entries() {
+        let mut hint = Hint { committed: Some((5, Record::Committed(b"4".into()))), resting: false };
+        assert!(hint.point(4).is_none() && hint.take(4).is_none());
+        assert!(hint.point(5).is_some() && hint.take(5).is_some());
+        assert!(hint.point(5).is_none() && hint.take(5).is_none());
+    }
 }
