@@ -76,13 +76,6 @@ impl Overlay {
         }
     }
 
-    /// Puts a value in the place of another one, if this layer has one: then that comes back, else the new one.
-    fn swap(&mut self, key: &[u8], value: ValueBytes) -> Result<ValueBytes, ValueBytes> {
-        let Some(Some(known)) = self.map.get_mut(key) else { return Err(value) };
-        self.bytes = self.bytes + value.len() - known.len();
-        Ok(std::mem::replace(known, value))
-    }
-
     fn forget(&mut self, key: &[u8]) {
         if let Some(old) = self.map.remove(key) {
             self.bytes -= key.len() + old.map_or(0, |value| value.len()) + CHANGE_BYTES;
@@ -110,6 +103,30 @@ pub struct Kv {
     /// Of the base. Readers take turns anyway: they hold the lock that apply takes.
     cache: RefCell<Cache>,
     sum: Sum,
+}
+
+/// See [`Kv::changed`].
+pub struct Changed<'a> {
+    key: &'a [u8],
+    value: &'a mut ValueBytes,
+    bytes: &'a mut usize,
+    sum: &'a mut Sum,
+}
+
+impl Changed<'_> {
+    pub fn value(&self) -> &[u8] {
+        self.value
+    }
+
+    pub fn replace(self, value: &[u8]) {
+        self.sum.remove(self.key, self.value);
+        self.sum.add(self.key, value);
+        *self.bytes = *self.bytes + value.len() - self.value.len();
+        match self.value.len() == value.len() {
+            true => self.value.copy_from_slice(value),
+            false => *self.value = value.into(),
+        }
+    }
 }
 
 /// What a set of pairs adds up to.
@@ -153,19 +170,17 @@ impl Kv {
     }
 
     pub fn put(&mut self, key: KeyBytes, value: ValueBytes) {
+        // What changes often is found by this one search.
+        if let Some(row) = self.changed(&key) {
+            return row.replace(&value);
+        }
         let mut sum = self.sum;
         sum.add(&key, &value);
-        // What changes often is found by this one search.
-        match self.overlay.swap(&key, value) {
-            Ok(old) => sum.remove(&key, &old),
-            Err(value) => {
-                if let Some(old) = self.get(&key) {
-                    sum.remove(&key, &old);
-                }
-                self.change(key, Some(value));
-            }
+        if let Some(old) = self.get(&key) {
+            sum.remove(&key, &old);
         }
         self.sum = sum;
+        self.change(key, Some(value));
     }
 
     /// As [`Kv::put`], of a key that is known not to be there: nothing is looked for, which in the base is not cheap.
@@ -178,6 +193,13 @@ impl Kv {
     fn change(&mut self, key: KeyBytes, value: Option<ValueBytes>) {
         self.cache.get_mut().forget(&key);
         self.overlay.set(key, value);
+    }
+
+    /// The value of a key that changed since the last checkpoint began, to be read and replaced by one search.
+    pub fn changed<'a>(&'a mut self, key: &'a [u8]) -> Option<Changed<'a>> {
+        let Overlay { map, bytes } = &mut self.overlay;
+        let value = map.get_mut(key)?.as_mut()?;
+        Some(Changed { key, value, bytes, sum: &mut self.sum })
     }
 
     /// True when the key was there.
@@ -331,6 +353,22 @@ mod tests {
         assert_eq!(keys(kv.scan_from(b"b", Bound::Excluded(b"b"))), ["bb"]);
         assert!(kv.get(b"d").is_none() && kv.get(b"c").is_some_and(|value| *value == *b"again"));
         assert_eq!(kv.sum(), Kv::load(expected.map(|(key, value)| (key.into_bytes(), value.into_bytes()))).sum());
+    }
+
+    #[test]
+    fn what_changed_lately_is_replaced_in_its_place() {
+        let mut kv = Kv::load([(b"a".to_vec(), b"old".to_vec()), (b"b".to_vec(), b"gone".to_vec())]);
+        kv.freeze();
+        assert!(kv.changed(b"a").is_none(), "a checkpoint may be writing it");
+        put(&mut kv, "a", "new");
+        assert!(kv.delete(b"b") && kv.changed(b"b").is_none() && kv.changed(b"c").is_none());
+        for value in ["own", "longer", ""] {
+            let row = kv.changed(b"a").expect("it changed lately");
+            row.replace(value.as_bytes());
+            assert_eq!(pairs(kv.iter()), [("a".to_owned(), value.to_owned())]);
+            assert_eq!(kv.sum(), Kv::load([(b"a".to_vec(), value.as_bytes().to_vec())]).sum());
+        }
+        assert_eq!(kv.overlay.bytes, 2 * (1 + CHANGE_BYTES));
     }
 
     #[test]

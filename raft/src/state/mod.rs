@@ -12,25 +12,33 @@
 //!   are one write each, whatever the number of its sessions.
 //! - A user's membership and a session's own rooms are each stored once. `sids → rooms` and `rooms → sids` are views of
 //!   these ([`read`]), and therefore mutual inverses.
+//! - What is kept beside the rows (`decoded`, `never_left`) says what they say, and saves a search.
 //! - The clock never goes back: it is the largest stamp seen. It serves `at` and trimming, never a session's life.
 //!
 //! Left out on purpose: who may do what (the server decides before it proposes) and the times after which a lost
 //! session expires and a lost user is offline (the leader's monotonic clock, `duties`).
 
+mod decoded;
 pub mod list;
+mod mids;
 mod name_set;
+mod never_left;
 mod node;
 mod presence;
 pub mod read;
 pub mod replay;
 mod room;
 mod session;
+mod trim;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use decoded::Decoded;
+pub use mids::{Mid, MidsOf};
 pub use name_set::NameSet;
+use never_left::NeverLeft;
 pub use node::Node;
-pub use room::{Mid, MidsOf, RoomName, RoomRecord, Span, Spans};
+pub use room::{RoomName, RoomRecord, Span, Spans};
 pub use session::Session;
 
 use crate::{
@@ -49,6 +57,8 @@ pub struct State {
     clock: Stamp,
     limits: Limits,
     level: Option<Level>,
+    decoded: Decoded,
+    never_left: NeverLeft,
     /// Where values are encoded before it is known how long they are.
     scratch: Vec<u8>,
 }
@@ -62,6 +72,8 @@ impl Default for State {
             clock: 0,
             limits: Limits::UNBOUNDED,
             level: None,
+            decoded: Decoded::default(),
+            never_left: NeverLeft::default(),
             scratch: Vec::new(),
         }
     }
@@ -242,6 +254,27 @@ impl State {
         self.kv.put_new(key, value);
     }
 
+    /// Changes the value under a key, which is `absent` if there is none, unless `change` returns an error: what it has changed
+    /// is dropped then. One search, where a `get` and a `put` take two, for a row that changed lately.
+    fn update<T: Serialize + DeserializeOwned, R, E>(
+        &mut self,
+        key: KeyBytes,
+        absent: impl FnOnce(&Self) -> T,
+        change: impl FnOnce(&mut T) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let Some(row) = self.kv.changed(&key) else {
+            let mut value = self.get(&key).unwrap_or_else(|| absent(self));
+            let changed = change(&mut value)?;
+            self.put(key, &value);
+            return Ok(changed);
+        };
+        let mut value = decode(row.value());
+        let changed = change(&mut value)?;
+        encode(&mut self.scratch, &value);
+        row.replace(&self.scratch);
+        Ok(changed)
+    }
+
     /// A set of which nothing is left has no row.
     fn put_or_delete(&mut self, key: KeyBytes, set: &NameSet) {
         match set.is_empty() {
@@ -255,12 +288,16 @@ impl State {
     }
 
     fn encode<T: Serialize>(&mut self, value: &T) -> ValueBytes {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.clear();
-        scratch.push(codec::FORMAT);
-        self.scratch = codec::body_behind(scratch, value).expect("state values are plain data");
+        encode(&mut self.scratch, value);
         self.scratch.as_slice().into()
     }
+}
+
+fn encode<T: Serialize>(scratch: &mut Vec<u8>, value: &T) {
+    let mut bytes = std::mem::take(scratch);
+    bytes.clear();
+    bytes.push(codec::FORMAT);
+    *scratch = codec::body_behind(bytes, value).expect("state values are plain data");
 }
 
 fn decode<T: DeserializeOwned>(value: &[u8]) -> T {

@@ -43,7 +43,7 @@ impl State {
     }
 
     pub fn session(&self, sid: &Sid) -> Option<Session> {
-        self.get(&keys::session(sid))
+        self.decoded.get(sid, || self.get(&keys::session(sid)))
     }
 
     /// The session that has this secret, in any namespace.

@@ -97,7 +97,7 @@ impl State {
         sids.insert(sid.as_str());
         self.put(keys::of_user(ns, user), &sids);
         self.put(keys::of_incarnation(by.node, by.incarnation, sid), &session.generation);
-        self.put(keys::session(sid), &session);
+        self.put_session(&session);
         self.arrive(ns, user, effects);
         Ok(self.seat(&session, None, effects))
     }
@@ -151,7 +151,7 @@ impl State {
         session.generation += 1;
         session.lost_at = None;
         self.put(keys::of_incarnation(by.node, by.incarnation, &session.sid), &session.generation);
-        self.put(keys::session(&session.sid), &session);
+        self.put_session(&session);
         self.arrive(ns, user, effects);
         Ok(self.seat(&session, gap, effects))
     }
@@ -189,7 +189,7 @@ impl State {
             if session.lost_at.is_none() {
                 session.lost_at = Some(self.clock);
                 self.put(keys::lost(&session.sid), &session.generation);
-                self.put(keys::session(&session.sid), &session);
+                self.put_session(&session);
                 effects.push(Effect::Unseated { holder: holder.clone(), why: Unseated::Lost });
             }
         }
@@ -243,7 +243,13 @@ impl State {
         self.kv.delete(&keys::lost(&session.sid));
         self.kv.delete(&keys::taken(&session.sid));
         self.kv.delete(&keys::pid(&session.pid));
+        self.decoded.forget(&session.sid);
         self.kv.delete(&keys::session(&session.sid));
+    }
+
+    pub(super) fn put_session(&mut self, session: &Session) {
+        self.decoded.forget(&session.sid);
+        self.put(keys::session(&session.sid), session);
     }
 
     /// The session, if it has not moved on since somebody acted for it.
