@@ -112,7 +112,7 @@ impl Health {
         self.progress.borrow().verified
     }
 
-    fn fail(&self, why: &str) {
+    pub(crate) fn fail(&self, why: &str) {
         self.progress.send_if_modified(|progress| {
             let first = progress.failed.is_none();
             if first {

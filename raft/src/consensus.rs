@@ -221,6 +221,3 @@ pub fn settings(heartbeat: Duration, election: Duration) -> Result<openraft::Con
     };
     raft.validate().map_err(|e| Error::refused(format!("Raft's settings: {e}")))
 }
-
-#[cfg(test)]
-mod tests;

@@ -23,7 +23,7 @@ use crate::{
     codec::{self, Kind},
     disk,
     error::{Error, Result},
-    marker::Marker,
+    marker::{self, Marker},
     raft::{NodeId, Peer},
 };
 
@@ -153,11 +153,10 @@ impl Identity {
         next.incarnation += 1;
         let incarnation = next.incarnation;
         self.store(next)?;
-        // A marker that lags guards less, and nothing that the node promises rests on it.
         if self.is_settled()
             && let Err(e) = self.marker.started(self.stored.node, incarnation)
         {
-            tracing::warn!("an old copy of the data folder could not be told from this one: {}", e.why());
+            marker::lags(&e);
         }
         Ok(incarnation)
     }
@@ -430,7 +429,7 @@ mod tests {
         Identity::open(&dir).unwrap().set_belongs(settled("abc")).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&dir), 0o700);
-        for path in [dir.join(FILE), dir.join(LOCK), crate::marker::path(&dir)] {
+        for path in [dir.join(FILE), dir.join(LOCK), marker::path(&dir)] {
             assert_eq!(mode(&path), 0o600, "{}", path.display());
         }
     }

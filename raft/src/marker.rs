@@ -112,7 +112,7 @@ impl Marker {
             let noted = tokio::task::spawn_blocking(move || marker.applied(node, applied)).await;
             let noted = noted.unwrap_or_else(|e| Err(Error::fatal(e)));
             if let (Err(e), false) = (&noted, failed) {
-                tracing::warn!("an old copy of the data folder could not be told from this one: {}", e.why());
+                lags(e);
             }
             failed = noted.is_err();
         }
@@ -183,6 +183,11 @@ impl Marker {
     fn text(&self) -> MutexGuard<'_, Option<Text>> {
         self.text.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Says that something could not be noted. A marker that lags guards less, and nothing that the node promises rests on it.
+pub(crate) fn lags(error: &Error) {
+    tracing::warn!("an old copy of the data folder could not be told from this one: {}", error.why());
 }
 
 /// `<data>.cluster`: outside, so that it is still there when the folder is not.

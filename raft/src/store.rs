@@ -1,6 +1,8 @@
 //! The store's face: open it, propose, read, follow the feed, close it.
 
 mod open;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeSet,
@@ -29,6 +31,7 @@ use crate::{
     level::Level,
     log::Log,
     machine::{Play, Replica},
+    marker,
     members::{Change, Member, Members, REMOVED},
     net::{CallRequest, CallResponse, Leadership, Local, Peers, Secret, Signs},
     observe::Observer,
@@ -357,6 +360,8 @@ impl Store {
                 Ok(Leadership::Leader(done)) => return done.map_err(Error::refused),
                 Ok(Leadership::NotLeader { .. }) => Error::unavailable("the leader changes"),
                 Err(Error::Unavailable(why)) => Error::Unavailable(why),
+                // Shut out before it was answered: by what it asked for.
+                Err(Error::Refused(_)) if change.takes_out(self.node()) && self.is_removed() => return Ok(()),
                 Err(e) => return Err(e),
             };
             if Instant::now() >= deadline {
@@ -407,9 +412,10 @@ impl Store {
             // Before openraft tells the same in its own words.
             Ok(why) = apply.wait_for(Option::is_some) => why.clone().unwrap_or_else(|| Error::fatal("stopped")),
             e = self.0.log.fatal() => e,
-            // `Refused` stays what it is: an operator can do something about it.
-            Ok(why) = own.wait_for(Option::is_some) => why.clone().unwrap_or_else(|| Error::fatal("stopped")),
             why = self.0.checkpoints.failure() => Error::fatal(why),
+            // What Raft said when it ended: of a failure above it knows no more than that somebody is gone. `Refused` stays
+            // what it is: an operator can do something about it.
+            Ok(why) = own.wait_for(Option::is_some) => why.clone().unwrap_or_else(|| Error::fatal("stopped")),
             Ok(_) = told.wait_for(|told| *told) => Error::refused(REMOVED),
             why = self.0.consensus.stopped() => Error::fatal(why),
         }
@@ -436,7 +442,7 @@ impl Store {
         self.0.log.close().await?;
         let identity = self.0.local.identity();
         if let Err(e) = identity.marker().applied(self.node(), *self.0.replica.applied().borrow()) {
-            tracing::warn!("an old copy of the data folder could not be told from this one: {}", e.why());
+            marker::lags(&e);
         }
         identity.unlock();
         Ok(())

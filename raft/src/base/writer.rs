@@ -30,6 +30,10 @@ use crate::{
 /// What to do about a disk that failed.
 const FAILED: &str = "Make room or repair the disk, then start this node again: what it has acknowledged is kept";
 
+/// How much nicer this thread is than the others.
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 5;
+
 /// What the thread is asked to do, in this order.
 pub enum Job {
     Checkpoint(Arc<Overlay>, Point),
@@ -53,6 +57,7 @@ impl Writer {
     }
 
     pub fn run(mut self, jobs: &Receiver<Job>) {
+        give_way();
         loop {
             let job = match &self.verify {
                 Some(verify) => jobs.recv_timeout(verify.pause),
@@ -173,6 +178,16 @@ impl Writer {
         // Readers that still hold it read on in files without a name.
         generation::remove(&old.path)?;
         Ok(Found { kv: Kv::on(self.on.reader(&self.health), point.sum()), point: Some(point) })
+    }
+}
+
+/// A checkpoint has seconds, and whoever waits for a commit has not. With two cores, three nodes and 256 proposers on a
+/// follower: p99 a quarter less, joins a tenth more. Not further: apply waits for a checkpoint that is far behind.
+fn give_way() {
+    // Elsewhere it would be the whole process.
+    #[cfg(target_os = "linux")]
+    if let Err(e) = rustix::process::nice(NICENESS) {
+        tracing::warn!("checkpoints are not written with less priority: {e}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! How a store is put together: its files, Raft, and the tasks that live as long as it does; and how it enters its cluster.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
@@ -253,7 +254,7 @@ impl Store {
     }
 
     /// Tells the leader how this node is called, and where it is, when the cluster knows it otherwise: it was started with
-    /// another name or peer address.
+    /// another name or peer address. Whoever else hears it looks for the node there meanwhile.
     ///
     /// # Errors
     /// Why the leader does not take that, or that none is found.
@@ -266,7 +267,7 @@ impl Store {
             return taken.map(moved).map_err(Error::refused);
         }
         let others = self.0.consensus.members().into_iter().filter(|(id, _)| *id != me).map(|(_, other)| other.addr);
-        let addrs: std::collections::BTreeSet<String> = others.chain(join.iter().cloned()).collect();
+        let addrs: BTreeSet<String> = others.chain(join.iter().cloned()).collect();
         let request = CallRequest::Join { id: me, peer: peer.clone() };
         for addr in addrs {
             match self.0.peers.call_addr(&addr, &request, MEMBERS_TIMEOUT).await {

@@ -216,7 +216,12 @@ impl Fleet {
                 return words.clone();
             }
             let late = began.elapsed() > HEALS_WITHIN;
-            assert!(!late, "node {i} is not well {HEALS_WITHIN:?} after the last fault: {order}: {answer:?}");
+            let fatal = || self.ledger.lock().unwrap().fatal.clone();
+            assert!(
+                !late,
+                "node {i} is not well {HEALS_WITHIN:?} after the last fault: {order}: {answer:?}, {:?}",
+                fatal()
+            );
             sleep(LOOK).await;
         }
     }
