@@ -88,6 +88,10 @@ impl Answers {
     /// Takes a node in, or asks the leader to: who comes may not know where that is. It is asked on its behalf once, not again
     /// by whoever is asked.
     async fn join(&self, id: NodeId, peer: Peer) -> Leadership<std::result::Result<(), String>> {
+        // A list of all nodes has each of them ask itself, too.
+        if id != self.members.node && self.consensus.peer(id).is_some_and(|known| known.addr != peer.addr) {
+            self.members.peers.has_moved(id, &peer.addr);
+        }
         let taken = self.members.take_in(id, peer.clone()).await;
         let leader = self.consensus.leader().filter(|(leader, _)| ![id, self.members.node].contains(leader));
         match (&taken, leader) {

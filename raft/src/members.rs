@@ -73,6 +73,13 @@ pub enum Change {
     Remove { node: NodeId },
 }
 
+impl Change {
+    /// Whether that node is a member no more when it is done.
+    pub fn takes_out(&self, node: NodeId) -> bool {
+        matches!(self, Self::Remove { node: goes } | Self::Replace { old: goes, .. } if *goes == node)
+    }
+}
+
 /// How a node of the cluster stands, as the leader sees it. Sent: its fields do not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -164,16 +171,15 @@ impl Members {
     /// # Errors
     /// `Unavailable` when it did not come to an end in time; it may still.
     pub async fn change(&self, change: &Change) -> Result<Leadership<std::result::Result<(), String>>> {
-        let not_leader = || Ok(Leadership::NotLeader { leader: self.consensus.leader().map(|(id, _)| id) });
         let Ok(_one) = timeout(LOCK_MAX, self.state.lock.lock()).await else {
             return Ok(Leadership::Leader(Err("another change is under way; try again when it is done".to_owned())));
         };
         self.look(Instant::now());
-        let Some(since) = self.leading_since() else { return not_leader() };
+        let Some(since) = self.leading_since() else { return Ok(self.not_leader()) };
         // One that has just begun to lead has heard of nobody yet.
         tokio::time::sleep_until(since + UP_WITHIN).await;
         self.look(Instant::now());
-        let Some((view, base)) = self.view() else { return not_leader() };
+        let Some((view, base)) = self.view() else { return Ok(self.not_leader()) };
         if view.expected.is_none() {
             // The very first change must not become what is expected.
             self.carry_out(&view, base, Step::SetExpected(view.voters().len() as u64)).await?;
@@ -189,16 +195,20 @@ impl Members {
             Step::HandOver if self.consensus.leading_term().is_some() => {
                 Ok(Leadership::Leader(Err("it leads, and no other voter could take over".to_owned())))
             }
-            Step::HandOver => not_leader(),
+            Step::HandOver => Ok(self.not_leader()),
             _ => Ok(Leadership::Leader(Ok(()))),
         }
+    }
+
+    fn not_leader<T>(&self) -> Leadership<T> {
+        Leadership::NotLeader { leader: self.consensus.leader().map(|(id, _)| id) }
     }
 
     /// Takes an empty node in as a learner, if this node leads. One that is a member stays what it is, under the name and at
     /// the address that it says.
     pub async fn take_in(&self, id: NodeId, peer: Peer) -> Leadership<std::result::Result<(), String>> {
         if self.consensus.leading_term().is_none() {
-            return Leadership::NotLeader { leader: self.consensus.leader().map(|(id, _)| id) };
+            return self.not_leader();
         }
         if self.replica.read(|state| state.is_removed(id)) {
             return Leadership::Leader(Err(REMOVED.to_owned()));
@@ -208,18 +218,18 @@ impl Members {
         };
         self.look(Instant::now());
         let Some((view, base)) = self.view() else {
-            return Leadership::NotLeader { leader: self.consensus.leader().map(|(id, _)| id) };
+            return self.not_leader();
         };
         let known = self.consensus.peer(id);
         if known.as_ref() == Some(&peer) {
             return Leadership::Leader(Ok(()));
         }
-        if known.is_none_or(|known| known.name != peer.name)
+        if known.as_ref().is_none_or(|known| known.name != peer.name)
             && let Err(why) = is_free(&view, id, &peer.name)
         {
             return Leadership::Leader(Err(why));
         }
-        let taken = match self.consensus.peer(id) {
+        let taken = match known {
             Some(_) => self.carry_out(&view, base, Step::Move(id, peer.clone())).await.map_err(|e| e.why().to_owned()),
             None => {
                 self.consensus.raft.add_learner(id, peer.clone(), false).await.map(|_| ()).map_err(|e| e.to_string())
@@ -235,7 +245,7 @@ impl Members {
     pub fn list(&self) -> Leadership<Vec<Member>> {
         self.look(Instant::now());
         let Some((view, _)) = self.view() else {
-            return Leadership::NotLeader { leader: self.consensus.leader().map(|(id, _)| id) };
+            return self.not_leader();
         };
         let member = |(node, peer): (NodeId, Peer)| {
             let seen = view.members.get(&node)?;

@@ -5,6 +5,7 @@ mod cluster;
 mod proxy;
 
 use std::{
+    collections::BTreeSet,
     fs,
     time::{Duration, Instant},
 };
@@ -389,7 +390,7 @@ async fn a_node_that_comes_back_with_another_name_or_address_is_known_by_it() {
         let moved = (c.leader().await + round) % 3;
         c.stop(moved).await;
         c.names[moved] = format!("moved{round}");
-        c.reopen_elsewhere(moved).await;
+        c.reopen_elsewhere(&[moved]).await;
         c.all_started().await;
         let (node, addr) = (c.store(moved).node(), c.addrs[moved].clone());
         for node_of in c.running() {
@@ -415,6 +416,33 @@ async fn a_node_that_comes_back_with_another_name_or_address_is_known_by_it() {
     c.reopen(renamed).await;
     c.all_started().await;
     c.agree().await;
+}
+
+/// Nobody leads, so nobody can write down where they are: they find each other by what each says of itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_majority_that_moved_at_once_finds_each_other() {
+    let mut c = Cluster::new(3).await;
+    // All of them; two, of which one leads; one, while another one is down.
+    for (moved, down) in [(3, 0), (2, 0), (1, 1)] {
+        let leader = c.leader().await;
+        let stopped: Vec<usize> = (0..moved + down).map(|i| (leader + i) % 3).collect();
+        for i in &stopped {
+            c.stop(*i).await;
+        }
+        c.reopen_elsewhere(&stopped[..moved]).await;
+        c.all_started().await;
+        let wrote = c.running().next().expect("most run");
+        wrote.open_in_lobby(&format!("client{moved}")).await;
+        for i in &stopped[moved..] {
+            c.reopen(*i).await;
+        }
+        c.all_started().await;
+        for node in c.running() {
+            let known = || node.store.status().peers.into_iter().map(|(_, peer)| peer.addr).collect::<BTreeSet<_>>();
+            until(|| known() == c.addrs.iter().cloned().collect()).await;
+        }
+        c.agree().await;
+    }
 }
 
 /// It moved since, or the list never named all.

@@ -104,6 +104,32 @@ async fn a_foreign_cluster_is_refused_in_both_directions_with_both_names() {
     }
 }
 
+/// What a node says of its place is a hint: it is tried first, and forgotten where somebody else is, or nobody.
+#[tokio::test]
+async fn a_node_is_looked_for_where_it_says_that_it_is_and_where_it_was() {
+    let temp = TempDir::new().unwrap();
+    let (a, b) = pair(&temp).await;
+    let nobody = "127.0.0.1:1";
+    assert!(matches!(dial(&a.local, nobody, Lane::Raft, Some(b.id)).await, Err(Error::Unavailable(_))));
+    a.peers.has_moved(b.id, &b.addr);
+    for lane in [Lane::Raft, Lane::Beat, Lane::Call, Lane::Bulk, Lane::Bus, Lane::Tunnel] {
+        assert_eq!(dial(&a.local, nobody, lane, Some(b.id)).await.unwrap().1.node, b.id);
+    }
+    for wrong in [nobody, &a.addr] {
+        a.peers.has_moved(b.id, wrong);
+        assert_eq!(dial(&a.local, &b.addr, Lane::Raft, Some(b.id)).await.unwrap().1.node, b.id, "{wrong}");
+    }
+    // It was not there: it says so again, if it is.
+    a.peers.has_moved(b.id, &b.addr);
+    let (id, addr, folder) = (b.id, b.addr.clone(), temp.path().join("b"));
+    b.stop().await;
+    assert!(dial(&a.local, nobody, Lane::Raft, Some(id)).await.is_err());
+    let b = Node::member_at(&folder, &addr, "one", "secret").await;
+    assert!(dial(&a.local, nobody, Lane::Raft, Some(id)).await.is_err());
+    a.peers.has_moved(b.id, &b.addr);
+    assert_eq!(dial(&a.local, nobody, Lane::Raft, Some(id)).await.unwrap().1.node, b.id);
+}
+
 /// A foreign node stops hammering: whatever it wants there, and however often it tries.
 #[tokio::test]
 async fn whoever_is_refused_knocks_less_and_less_and_is_let_in_soon_after_it_is_welcome() {

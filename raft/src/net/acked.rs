@@ -28,10 +28,12 @@ impl Acked {
     /// been replaced.
     pub fn upto(&self, node: NodeId, vote: &Vote) -> Option<u64> {
         let mut followers = self.followers();
-        if followers.get(&node)?.vote != *vote {
+        let known = followers.get(&node)?;
+        if known.vote != *vote {
             followers.remove(&node);
+            return None;
         }
-        Some(followers.get(&node)?.index)
+        Some(known.index)
     }
 
     pub fn acknowledged(&self, node: NodeId, vote: &Vote, index: u64) {

@@ -97,12 +97,24 @@ pub(crate) enum Step {
     Removed([u8; 32]),
 }
 
-/// Dials `addr` and proves both sides to each other. `wanted`: the node that has to answer, where it is known.
+/// Dials `addr`, or where `wanted`, the node that has to answer, has said to be since, and proves both sides to each other.
 ///
 /// # Errors
 /// `Unavailable` when nobody answers, or not in time; `Refused` when the wrong one does, with its reason or ours, and for a
 /// while after that without asking.
 pub async fn dial(local: &Local, addr: &str, lane: Lane, wanted: Option<NodeId>) -> Result<(TcpStream, Remote)> {
+    if let Some(node) = wanted
+        && let Some(at) = local.moved.instead_of(node, addr)
+    {
+        match knock(local, &at, lane, wanted).await {
+            Ok(reached) => return Ok(reached),
+            Err(_) => local.moved.is_not_at(node, &at),
+        }
+    }
+    knock(local, addr, lane, wanted).await
+}
+
+async fn knock(local: &Local, addr: &str, lane: Lane, wanted: Option<NodeId>) -> Result<(TcpStream, Remote)> {
     let door = (addr.to_owned(), wanted, lane);
     if let Some(why) = local.refusals.waits(&door) {
         return Err(Error::refused(why));

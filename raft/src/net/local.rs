@@ -10,6 +10,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
+    moved::Moved,
     refusals::Refusals,
     signs::{AllSigns, Signs},
 };
@@ -79,6 +80,7 @@ pub struct Local {
     expelled: watch::Sender<bool>,
     signs: AllSigns,
     pub(super) refusals: Refusals,
+    pub(super) moved: Moved,
 }
 
 impl Local {
@@ -95,6 +97,7 @@ impl Local {
             expelled: watch::Sender::new(false),
             signs: AllSigns::default(),
             refusals: Refusals::default(),
+            moved: Moved::default(),
         }
     }
 

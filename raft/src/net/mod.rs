@@ -30,6 +30,7 @@ mod incoming;
 pub mod link;
 pub mod local;
 pub mod message;
+mod moved;
 pub mod network;
 pub mod peers;
 mod refusals;

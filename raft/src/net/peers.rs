@@ -112,6 +112,11 @@ impl Peers {
         Ok(handshake::dial(&self.local, addr, Lane::Tunnel, Some(node)).await?.0)
     }
 
+    /// A member has said, over a connection of its own, that it is at `addr`: it is looked for there first.
+    pub fn has_moved(&self, node: NodeId, addr: &str) {
+        self.local.moved.is_at(node, addr);
+    }
+
     /// The link to `target`, or a place where one will be.
     fn link(&self, target: &Target) -> Dialed {
         let usable = |cell: &Dialed| cell.get().is_none_or(|link| !link.is_closed());

@@ -156,12 +156,18 @@ impl Cluster {
         self.nodes[i] = Some(self.open(i, listener).await);
     }
 
-    /// Starts a stopped node at another address, at which it also is from now on.
-    pub async fn reopen_elsewhere(&mut self, i: usize) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        self.listens[i] = listener.local_addr().unwrap().to_string();
-        self.addrs[i].clone_from(&self.listens[i]);
-        self.nodes[i] = Some(self.open(i, listener).await);
+    /// Starts stopped nodes at other addresses, at which they also are from now on; all of these are told to each.
+    pub async fn reopen_elsewhere(&mut self, which: &[usize]) {
+        let mut listeners = Vec::new();
+        for i in which {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            self.listens[*i] = listener.local_addr().unwrap().to_string();
+            self.addrs[*i].clone_from(&self.listens[*i]);
+            listeners.push((*i, listener));
+        }
+        for (i, listener) in listeners {
+            self.nodes[i] = Some(self.open(i, listener).await);
+        }
     }
 
     /// One node more, of that name.
@@ -172,7 +178,7 @@ impl Cluster {
         self.addrs.push(String::new());
         self.nodes.push(None);
         let i = self.nodes.len() - 1;
-        self.reopen_elsewhere(i).await;
+        self.reopen_elsewhere(&[i]).await;
         i
     }
 
