@@ -37,8 +37,21 @@ impl Raw {
 
 /// Appending to a file and syncing it, one after another.
 pub fn sync(dir: &Path, time: Duration) -> Raw {
-    let path = dir.join("sync");
-    let file = OpenOptions::new().create(true).write(true).truncate(true).open(&path).expect("a file");
+    sync_file(&dir.join("sync"), time)
+}
+
+/// The same while two others do it on the same disk: as much as three nodes on one machine can have of it.
+pub fn sync_of_three(dir: &Path, time: Duration) -> Raw {
+    std::thread::scope(|others| {
+        for name in ["sync-2", "sync-3"] {
+            others.spawn(move || sync_file(&dir.join(name), time));
+        }
+        sync(dir, time)
+    })
+}
+
+fn sync_file(path: &Path, time: Duration) -> Raw {
+    let file = OpenOptions::new().create(true).write(true).truncate(true).open(path).expect("a file");
     let mut offset = 0;
     let raw = Raw::measure(time, || {
         file.write_all_at(&[7; BYTES], offset).and_then(|()| file.sync_data()).expect("the disk works");

@@ -110,7 +110,8 @@ impl Bench {
             let sync = baseline::sync(Path::new(env!("CARGO_TARGET_TMPDIR")), turn).p50;
             let trip = baseline::round_trip(turn / 3).p50;
             let ours = cluster.ask(leader, &format!("join {from} 512 1 {}", turn.as_millis()))["p50"];
-            turns.push([ours / (sync + trip), ours, sync, trip]);
+            let shared = baseline::sync_of_three(Path::new(env!("CARGO_TARGET_TMPDIR")), turn / 3).p50;
+            turns.push([ours / (sync + trip), ours, sync, trip, shared]);
         }
         let median = |nth: usize| {
             let mut all: Vec<f64> = turns.iter().map(|turn| turn[nth]).collect();
@@ -118,10 +119,11 @@ impl Bench {
             all[all.len() / 2]
         };
         let note = format!(
-            "median of {} turns; ours {:.0} us, fdatasync {:.0} us, round trip {:.0} us",
+            "median of {} turns; ours {:.0} us, fdatasync {:.0} us ({:.0} when three do it at once), round trip {:.0} us",
             turns.len(),
             median(1),
             median(2),
+            median(4),
             median(3)
         );
         let row = Row::new("one proposer: latency / (fdatasync + round trip)", median(0), "x").bound(Below(1.5));
