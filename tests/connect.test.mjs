@@ -1,6 +1,7 @@
 // From a CONNECT to its answer, where other namespaces share the connection: they are none of its business.
 import test from "node:test";
 import assert from "node:assert/strict";
+import { readFileSync, readdirSync } from "node:fs";
 import { Client, unique } from "./harness/client.mjs";
 import { withCluster } from "./harness/cluster.mjs";
 import { Raw } from "./harness/raw.mjs";
@@ -28,6 +29,10 @@ async function settled(client, user, other) {
   await other.ok("rooms");
   assert.deepEqual(other.finals, []);
 }
+
+/// The states of a process's threads, as proc(5) names them: a signal that stops it is not there at once.
+const threads = (pid) =>
+  readdirSync(`/proc/${pid}/task`).map((id) => readFileSync(`/proc/${pid}/task/${id}/stat`, "utf8").split(") ").at(-1)[0]);
 
 const TRANSPORTS = { websocket: ["websocket"], polling: ["polling"], upgraded: ["polling", "websocket"] };
 
@@ -74,6 +79,7 @@ for (const [name, transports] of Object.entries(TRANSPORTS)) {
       const a = await start();
       // The node comes to neither before both have been sent.
       one.stop();
+      await eventually("every thread of it stands still", () => threads(one.child.pid).every((state) => state === "T"), { every: 1 });
       const b = beside(a, unique("user"));
       b.socket.disconnect();
       ask(b, b.user);
@@ -126,5 +132,44 @@ test("one session more than a user may have", { timeout: 60_000 }, withCluster(L
     const { sids } = await cluster.admin(one, `/v1/sids?user=${user}`);
     assert.equal(sids.length, 2);
     for (const raw of [second, again]) raw.destroy();
+  });
+}));
+
+const PATTERN = { nodes: 1, settings: { namespaces: ["/", "/t/{tenant}/chat"] } };
+
+test("a pattern has a bound, and what is refused leaves nothing behind", { timeout: 60_000 }, withCluster(PATTERN, async ({ cluster, step }) => {
+  const [one] = cluster.nodes;
+  const tenant = (n) => `/t/${n}/chat`;
+  const answer = (raw, ns) => raw.next((packet) => /^4[04]/.test(packet) && packet.slice(2).startsWith(`${ns},`));
+  const connect = (raw, ns, auth = {}) => {
+    raw.packets.length = 0;
+    raw.send(`40${ns},${JSON.stringify(auth)}`);
+    return answer(raw, ns);
+  };
+  const refused = (ns, why) => `44${ns},${JSON.stringify({ message: why })}`;
+
+  const raw = await Raw.open(one.client);
+  await step("whoever is not let in makes none", async () => {
+    const stranger = await Raw.open(one.client);
+    for (let n = 0; n < 1001; n++) stranger.send(`40${tenant(`x${n}`)},{"user":7}`);
+    assert.equal(await answer(stranger, tenant("x1000")), refused(tenant("x1000"), "unauthorized"));
+    assert.match(await connect(stranger, tenant("x5")), /^40/, "and may come back as somebody else");
+    stranger.destroy();
+  });
+
+  await step("a thousand are made, and no more", async () => {
+    for (let n = 1; n < 1000; n++) raw.send(`40${tenant(n)},{}`);
+    assert.match(await answer(raw, tenant(999)), /^40/);
+    for (const n of [1000, 1001, 1000]) {
+      assert.equal(await connect(raw, tenant(n)), refused(tenant(n), "Invalid namespace"));
+    }
+  });
+
+  await step("those that were made go on", async () => {
+    const client = await Client.ready(one.url, { user: unique("user"), ns: tenant(5) });
+    await client.ok("join", "room");
+    const other = await Client.ready(one.url, { user: unique("user"), ns: tenant("x5") });
+    await other.ok("rooms");
+    assert.equal(raw.closed, false);
   });
 }));

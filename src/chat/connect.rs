@@ -29,7 +29,7 @@ use serde_json::{Value, value::RawValue};
 use sha2::{Digest, Sha256};
 use socketioxide::{extract::TryData, handler::ConnectHandler};
 
-use super::{Chat, event, gap::Away, request};
+use super::{Chat, event, gap::Away, pattern::Pattern, request};
 use crate::{
     adapter::{SocketIo, SocketRef},
     client::{Outlet, Transport, socketio},
@@ -49,6 +49,8 @@ const MOVED: &str = "moved";
 #[derive(Clone, Copy, Debug)]
 pub enum Final {
     Unauthorized,
+    /// Socket.IO's own word for a namespace that there is not.
+    InvalidNamespace,
     /// Never seen by a client: the transport is cut already.
     Cut,
 }
@@ -57,6 +59,7 @@ impl fmt::Display for Final {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unauthorized => "unauthorized",
+            Self::InvalidNamespace => "Invalid namespace",
             Self::Cut => "unavailable",
         })
     }
@@ -121,16 +124,23 @@ fn known(auth: &RawValue) -> Result<Value, Final> {
 /// Registers the chat in a namespace; a pattern in braces makes a dynamic one.
 pub fn register(chat: &Chat, io: &SocketIo, ns: &str) -> Result<(), String> {
     let (on_middleware, on_connect) = (chat.clone(), chat.clone());
+    let pattern = ns.contains('{').then(|| Arc::new(Pattern::new(io, ns)));
+    let is_pattern = pattern.is_some();
     let middleware = move |socket: SocketRef, auth: TryData<Box<RawValue>>| {
         let chat = on_middleware.clone();
         let auth = auth.0.map_err(|_| Final::Unauthorized).and_then(|auth| known(&auth));
-        async move { chat.connecting(socket, auth?).await }
+        let client = auth.and_then(|auth| chat.identify(socket.ns(), auth));
+        let client = match &pattern {
+            Some(pattern) => pattern.let_in(socket.ns(), client),
+            None => client,
+        };
+        async move { chat.connecting(socket, client).await }
     };
     let handler = move |socket: SocketRef| {
         let chat = on_connect.clone();
         async move { chat.connected(socket).await }
     };
-    match ns.contains('{') {
+    match is_pattern {
         true => io.dyn_ns(ns, handler.with(middleware)).map_err(|e| e.to_string()),
         false => {
             io.ns(ns.to_owned(), handler.with(middleware));
@@ -141,13 +151,13 @@ pub fn register(chat: &Chat, io: &SocketIo, ns: &str) -> Result<(), String> {
 
 impl Chat {
     /// The middleware: see the module.
-    async fn connecting(&self, socket: SocketRef, auth: Value) -> Result<(), Final> {
+    async fn connecting(&self, socket: SocketRef, client: Result<Client, Final>) -> Result<(), Final> {
         let Some(transport) = socketio::transport(&socket) else { return Err(Final::Cut) };
-        let client = self.identify(socket.ns(), auth)?;
-        if self.stopping.is_cancelled() {
+        if self.stopping.is_cancelled() || matches!(client, Err(Final::Cut)) {
             transport.cut();
             return Err(Final::Cut);
         }
+        let client = client?;
         let attachment = match self.attach(&client, &transport).await {
             Ok(attachment) => attachment,
             Err(Passing(why)) => {

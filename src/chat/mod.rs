@@ -16,6 +16,7 @@ pub mod connect;
 pub mod event;
 mod gap;
 pub mod loss;
+mod pattern;
 pub mod request;
 pub mod volatile;
 

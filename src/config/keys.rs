@@ -93,7 +93,7 @@ keys! {
     "expect" = "", expect as count_or_none "N": "Form a new cluster when N empty nodes have found each other [default: 1 without --join; with it, only join]";
     "cluster-secret-file" = "", cluster_secret_file as path_or_none "FILE": "The secret that all nodes share; needed when --peer is not loopback";
     "auth" = "", auth as auth "open|jwt": "How a client's user is known: believed (open), or by a signed token (jwt)";
-    "namespaces" = "/,/normal-chat,/group-chat", namespaces as list "NS,…": "Namespaces that clients may connect to";
+    "namespaces" = "/,/normal-chat,/group-chat", namespaces as list "NS,…": "Namespaces that clients may connect to; a pattern such as /t/{tenant}/chat stands for up to 1000";
     "relay" = "", relay as list "EVENT,…": "Events sent on to a room as they are, volatile";
 
     "session.ttl" = "120s", session.ttl as duration "TIME": "How long a session without a transport lives";
