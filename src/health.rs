@@ -2,7 +2,8 @@
 //!
 //! What always holds: a node that cannot keep a promise (not in a cluster, without a quorum, behind, draining) is not
 //! ready and says so; and a node that is not ready takes no new handshakes, so a client never waits behind a door that
-//! the balancer would not have shown it.
+//! the balancer would not have shown it. One that was cut off is not ready before it knows what became of it meanwhile: the
+//! others may have declared it down, and then it has to start again.
 
 use std::{
     sync::{
@@ -16,6 +17,8 @@ use moim_raft::{NodeId, Status, Store, clock::OFF_MAX_MS, divergence::KEEP};
 
 /// Without a word of a leader with a quorum for so long a node is not ready. Longer than an election.
 const SILENCE: Duration = Duration::from_millis(1500);
+/// How often it is looked after a silence.
+const LOOK: Duration = Duration::from_millis(50);
 /// Committed entries that may wait to be applied.
 const LAG: u64 = 1000;
 
@@ -36,12 +39,14 @@ struct Inner {
     stopping: AtomicBool,
     /// Namespaces are registered and the player runs.
     serving: AtomicBool,
+    /// There was a silence, and what was committed meanwhile is not known here yet.
+    returning: AtomicBool,
 }
 
 impl Health {
     pub fn new(store: Store) -> Self {
-        let inner = Inner { store, draining: false.into(), stopping: false.into(), serving: false.into() };
-        Self(Arc::new(inner))
+        let no = || AtomicBool::new(false);
+        Self(Arc::new(Inner { store, draining: no(), stopping: no(), serving: no(), returning: no() }))
     }
 
     pub fn set_draining(&self, draining: bool) {
@@ -82,6 +87,9 @@ impl Health {
             say("starting", starting(status.entering));
         }
         match status.silent_for {
+            Some(silent) if silent < SILENCE && self.0.returning.load(Ordering::Relaxed) => {
+                say("behind", "this node was cut off, and does not know yet what was committed meanwhile".to_owned());
+            }
             Some(silent) if silent < SILENCE => {}
             silent => say("isolated", isolated(silent, status.refused)),
         }
@@ -99,6 +107,28 @@ impl Health {
             say("behind", format!("{lag} committed entries are not applied yet"));
         }
         found
+    }
+
+    /// Sees to it that a node that comes back from a silence is ready when it has caught up, and not before. Never ends.
+    pub async fn watch(&self) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let returning = &self.0.returning;
+        loop {
+            look.tick().await;
+            if self.silent_for().is_none_or(|silent| silent >= SILENCE) {
+                returning.store(self.has_served(), Ordering::Relaxed);
+            } else if returning.load(Ordering::Relaxed) && self.0.store.linearizable().await.is_ok() && self.is_live() {
+                returning.store(false, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether the cluster counts with this very start of the node.
+    fn is_live(&self) -> bool {
+        let store = &self.0.store;
+        let known = store.read(|state| state.node(store.node()));
+        known.is_some_and(|node| node.live && node.incarnation == store.incarnation())
     }
 
     pub fn check(&self) -> Result<(), &'static str> {

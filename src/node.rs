@@ -258,7 +258,7 @@ impl Node {
             }
         };
         let forever = CancellationToken::new();
-        tokio::join!(play, volatile, self.chat.losses.run(&self.store, &forever), self.tend());
+        tokio::join!(play, volatile, self.chat.losses.run(&self.store, &forever), self.health.watch(), self.tend());
         Error::fatal("the store has closed its feed")
     }
 

@@ -139,6 +139,21 @@ test("a client at B 5 ms after ready at A is recognised, though B is behind", { 
     }
   }));
 
+/// What a balancer sees of a node, each change once.
+function watch(node) {
+  const seen = [];
+  let going = true;
+  const look = async () => {
+    const { status, text } = await http(node.client, "/readyz");
+    const now = status === 200 ? "ready" : text.trim();
+    if (going && seen.at(-1) !== now) seen.push(now);
+  };
+  (async () => {
+    for (; going; await sleep(2)) await look().catch(() => {});
+  })();
+  return { stop: () => ((going = false), seen) };
+}
+
 const FAST = { "node.timeout": "2s", "node.isolation": "4s" };
 
 for (const role of ["follower", "leader"]) {
@@ -168,9 +183,13 @@ for (const role of ["follower", "leader"]) {
       assert.ok(!stays.packets.some((packet) => /^4[14]/.test(packet)), "closed, without a final word");
 
       const before = clients[5].messages(name).length;
+      const balancer = watch(node);
+      cleanup(balancer.stop);
       for (const link of cluster.linksOf(node)) link.heal();
       await cluster.ready(node, { within: 20_000 });
       await sleep(500); // for what should not come
+      const seen = balancer.stop();
+      assert.deepEqual(seen.slice(seen.indexOf("ready")), ["ready"], `once it is ready it stays so: ${seen}`);
       assert.equal(clients[5].messages(name).length, before, "nothing comes late");
       assert.deepEqual(ledger.check({ demand: { acked: 100, reconnects: 5 } }), []);
       await cluster.stateHashes();
