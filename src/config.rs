@@ -13,9 +13,6 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use source::{Origin, Origins, Problem, Settings};
 
-/// Where chat clients connect, unless told otherwise.
-const CLIENT_PORT: u16 = 3000;
-
 /// What one node runs with. Defaults are in [`keys::KEYS`]; [`Config::default`] is made from them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -172,7 +169,7 @@ impl Config {
             let host = host_name().ok_or_else(|| Problem::new("this host has no name; choose one with --name"))?;
             // Several nodes of one host differ in their ports, and nodes of one name form no cluster.
             self.name = match self.client.port() {
-                CLIENT_PORT => host,
+                port if port == Self::default().client.port() => host,
                 port => format!("{host}-{port}"),
             };
         }

@@ -219,6 +219,8 @@ for (const ns of NAMESPACES) {
       const room = unique("room");
       const clients = await Promise.all([one, two, three, one, two].map((node) => member(node, room)));
       assert.deepEqual((await clients[0].ok("rooms")).rooms, [room]);
+      // A node answers from its own state: what another has acknowledged may not be in it yet.
+      await cluster.stateHashes();
       const names = clients.map(({ user }) => user).sort();
       const whole = (await clients[1].ok("users", room)).users;
       assert.deepEqual(whole.map(({ user }) => user).sort(), names);
