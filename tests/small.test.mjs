@@ -56,11 +56,13 @@ test("a link cut between CONNECT and ready leaves no ghost", { timeout: 90_000 }
       (i % 2 ? stay : gone).push(client);
     }
     for (const client of stay) await client.waitReady(1);
-    const alive = new Set(stay.map((client) => client.socket.id));
     await eventually("only live sockets are attached", async () => {
       const rows = await cluster.list(leader, "/v1/sids?consistency=linearizable", "sids");
       assert.ok(rows.every((row) => typeof row.attached === "boolean"), "a sid is attached or counting down");
-      assert.deepEqual(rows.filter((row) => row.attached).map((row) => row.sid).sort(), [...alive].sort());
+      // One that was `ready` before its link was cut may be on its way back still, or has just come back as another.
+      const alive = stay.map((client) => client.socket.id);
+      assert.ok(alive.every(Boolean), "all that come back are back");
+      assert.deepEqual(rows.filter((row) => row.attached).map((row) => row.sid).sort(), alive.sort());
       return true;
     }, { within: 15_000, every: 200 });
     for (const client of [...stay, ...gone]) assert.deepEqual(client.finals, []);
