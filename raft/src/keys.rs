@@ -150,12 +150,8 @@ pub fn left(ns: &Namespace, user: &User, room: &Room) -> KeyBytes {
     Key(left_prefix(ns, user)).text(room.as_str()).done()
 }
 
-pub fn past_prefix(ns: &Namespace, room: &Room) -> KeyBytes {
-    in_room(Table::Past, ns, room)
-}
-
 pub fn past(ns: &Namespace, room: &Room, left: Position) -> KeyBytes {
-    Key(past_prefix(ns, room)).number(left.0).done()
+    Key(in_room(Table::Past, ns, room)).number(left.0).done()
 }
 
 pub fn rooms_prefix(ns: &Namespace) -> KeyBytes {
@@ -217,11 +213,6 @@ fn in_room(table: Table, ns: &Namespace, room: &Room) -> KeyBytes {
 pub fn last_text<'a>(prefix: &[u8], key: &'a [u8]) -> Option<&'a str> {
     let (text, rest) = cut(key.get(prefix.len()..)?)?;
     rest.is_empty().then_some(text)
-}
-
-/// The position at the end of a key, behind a prefix.
-pub fn last_position(prefix: &[u8], key: &[u8]) -> Option<Position> {
-    Some(Position(u64::from_be_bytes(key.get(prefix.len()..)?.try_into().ok()?)))
 }
 
 /// The text right behind a prefix, whatever follows it.

@@ -12,7 +12,7 @@
 //!   are one write each, whatever the number of its sessions.
 //! - A user's membership and a session's own rooms are each stored once. `sids → rooms` and `rooms → sids` are views of
 //!   these ([`read`]), and therefore mutual inverses.
-//! - What is kept beside the rows (`decoded`, `never_left`) says what they say, and saves a search.
+//! - What is kept beside the rows (`decoded`, `never_left`, `oldest`) says what they say, and saves a search.
 //! - The clock never goes back: it is the largest stamp seen. It serves `at` and trimming, never a session's life.
 //!
 //! Left out on purpose: who may do what (the server decides before it proposes) and the times after which a lost
@@ -24,6 +24,7 @@ mod mids;
 mod name_set;
 mod never_left;
 mod node;
+mod oldest;
 mod presence;
 pub mod read;
 pub mod replay;
@@ -38,6 +39,7 @@ pub use mids::{Mid, MidsOf};
 pub use name_set::NameSet;
 use never_left::NeverLeft;
 pub use node::Node;
+use oldest::Oldest;
 pub use room::{RoomName, RoomRecord, Span, Spans};
 pub use session::Session;
 
@@ -59,6 +61,7 @@ pub struct State {
     level: Option<Level>,
     decoded: Decoded,
     never_left: NeverLeft,
+    oldest: Oldest,
     /// Where values are encoded before it is known how long they are.
     scratch: Vec<u8>,
 }
@@ -74,6 +77,7 @@ impl Default for State {
             level: None,
             decoded: Decoded::default(),
             never_left: NeverLeft::default(),
+            oldest: Oldest::default(),
             scratch: Vec::new(),
         }
     }

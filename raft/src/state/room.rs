@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{NameSet, State, mids::content_hash, trim::entry_bytes};
+use super::{NameSet, State, mids::content_hash, oldest::entry_bytes};
 use crate::{
     command::{Effect, Holder, Namespace, Position, Refusal, Reply, Room, RoomEntry, Stamp, User, What},
     keys,
@@ -196,7 +196,7 @@ impl State {
                 record.oldest = entry.at;
             }
             record.entries += 1;
-            record.bytes += entry_bytes(&entry);
+            record.bytes += entry_bytes(&entry.what);
             match bounds.allow(record) {
                 true => Ok(record.clone()),
                 false => Err(record.clone()),

@@ -5,16 +5,18 @@
 
 use std::ops::Bound;
 
-use super::{RoomName, RoomRecord, Spans, State, decode};
+use super::{
+    RoomName, RoomRecord, Spans, State, decode,
+    oldest::{Old, READ},
+};
 use crate::{
-    command::{Namespace, Position, Refusal, Reply, Room, RoomEntry, Stamp, User, What},
+    command::{Namespace, Position, Refusal, Reply, Room, RoomEntry, Stamp, User},
     keys::{self, Key, Table},
+    kv::Kv,
 };
 
 /// Entries that one sweep removes at most.
 const SWEEP_ENTRIES: usize = 1000;
-/// Bytes that an entry counts for beside its text.
-const ENTRY_BYTES: u64 = 64;
 
 /// What a room's history may grow to, at one moment of the state's clock.
 #[derive(Clone, Copy)]
@@ -39,14 +41,11 @@ impl Bounds {
 
 impl State {
     pub(super) fn trim(&mut self, ns: &Namespace, room: &Room, record: &mut RoomRecord) {
-        let (before, bounds) = (record.floor, self.bounds());
+        let bounds = self.bounds();
         while !bounds.allow(record) {
-            let Some((oldest, next)) = self.two_oldest(ns, room, record.floor) else { break };
+            let Some((oldest, next)) = self.oldest(ns, room, record.floor) else { break };
             self.remove_oldest(ns, room, record, &oldest);
-            record.oldest = next.at;
-        }
-        if record.floor != before {
-            self.drop_past_spans(ns, room, record.floor);
+            record.oldest = next;
         }
     }
 
@@ -57,17 +56,16 @@ impl State {
         for (ns, room) in rooms {
             let Some(mut record) = self.room(ns, room) else { continue };
             let before = record.floor;
-            let old = self.above(ns, room, before).take_while(|entry| self.is_too_old(entry.at)).take(left);
-            let old: Vec<RoomEntry> = old.collect();
+            let old = above(&self.kv, ns, room, before).take_while(|old| self.is_too_old(old.at)).take(left);
+            let old: Vec<Old> = old.collect();
             left -= old.len();
-            for entry in &old {
-                self.remove_oldest(ns, room, &mut record, entry);
+            for oldest in &old {
+                self.remove_oldest(ns, room, &mut record, oldest);
             }
             if record.floor == before {
                 continue;
             }
-            record.oldest = self.above(ns, room, record.floor).next().map_or(0, |entry| entry.at);
-            self.drop_past_spans(ns, room, record.floor);
+            record.oldest = above(&self.kv, ns, room, record.floor).next().map_or(0, |old| old.at);
             self.put_room(ns, room, &record);
         }
         Ok(Reply::Done)
@@ -108,62 +106,52 @@ impl State {
     }
 
     /// The floor of a room is where its oldest entry was.
-    fn remove_oldest(&mut self, ns: &Namespace, room: &Room, record: &mut RoomRecord, oldest: &RoomEntry) {
+    fn remove_oldest(&mut self, ns: &Namespace, room: &Room, record: &mut RoomRecord, oldest: &Old) {
         self.kv.delete(&keys::history(ns, room, oldest.position));
         record.entries -= 1;
-        record.bytes -= entry_bytes(oldest);
+        record.bytes -= oldest.bytes;
         record.floor = oldest.position;
+        // When somebody was there is known as long as the history says that they left.
+        if let Some(user) = &oldest.left {
+            self.drop_past_span(ns, room, user, oldest.position);
+        }
     }
 
-    fn two_oldest(&self, ns: &Namespace, room: &Room, floor: Position) -> Option<(RoomEntry, RoomEntry)> {
-        let mut above = self.above(ns, room, floor);
-        Some((above.next()?, above.next()?))
+    /// The oldest entry, and when the next one was written; nothing if there are not two.
+    fn oldest(&mut self, ns: &Namespace, room: &Room, floor: Position) -> Option<(Old, Stamp)> {
+        let kv = &self.kv;
+        self.oldest.take(keys::history_prefix(ns, room), floor, || above(kv, ns, room, floor).take(READ).collect())
     }
 
-    /// Oldest first. It begins at the floor, because what was trimmed a moment ago may still be in the way.
-    fn above(&self, ns: &Namespace, room: &Room, floor: Position) -> impl Iterator<Item = RoomEntry> {
-        let (prefix, floor) = (keys::history_prefix(ns, room), keys::history(ns, room, floor));
-        self.kv.scan_from(&prefix, Bound::Excluded(&floor)).map(|(_, value)| decode(&value))
-    }
-
-    /// Spans that ended at or below the floor cannot be replayed any more.
-    fn drop_past_spans(&mut self, ns: &Namespace, room: &Room, floor: Position) {
-        let prefix = keys::past_prefix(ns, room);
-        let useless: Vec<(Vec<u8>, User)> = self
-            .kv
-            .scan(&prefix)
-            .take_while(|(key, _)| keys::last_position(&prefix, key).is_some_and(|left| left <= floor))
-            .map(|(key, value)| (key.to_vec(), decode(&value)))
-            .collect();
-        for (key, user) in useless {
-            self.kv.delete(&key);
-            let (member, left) = (keys::member(ns, room, &user), keys::left(ns, &user, room));
-            let again = self.kv.has(&member);
-            let row = if again { member } else { left };
-            let Some(mut spans) = self.get::<Spans>(&row) else { continue };
-            if let Some(last) = spans.spans.iter().filter_map(|span| span.left).filter(|left| *left <= floor).max() {
-                spans.dropped = spans.dropped.max(last);
-            }
-            spans.spans.retain(|span| span.left.is_none_or(|left| left > floor));
-            match spans.spans.is_empty() {
-                true => {
-                    self.kv.delete(&row);
-                    // A session that was there at the time must still be told that something is missing.
-                    if self.has_sessions(ns, &user) {
-                        let dropped = self.dropped(ns, &user).max(spans.dropped);
-                        self.put(keys::dropped(ns, &user), &dropped);
-                    }
+    /// A span that ended where the room's history begins now, or before, cannot be replayed any more.
+    fn drop_past_span(&mut self, ns: &Namespace, room: &Room, user: &User, floor: Position) {
+        self.kv.delete(&keys::past(ns, room, floor));
+        let (member, left) = (keys::member(ns, room, user), keys::left(ns, user, room));
+        let again = self.kv.has(&member);
+        let row = if again { member } else { left };
+        let Some(mut spans) = self.get::<Spans>(&row) else { return };
+        if let Some(last) = spans.spans.iter().filter_map(|span| span.left).filter(|left| *left <= floor).max() {
+            spans.dropped = spans.dropped.max(last);
+        }
+        spans.spans.retain(|span| span.left.is_none_or(|left| left > floor));
+        match spans.spans.is_empty() {
+            true => {
+                self.kv.delete(&row);
+                // A session that was there at the time must still be told that something is missing.
+                if self.has_sessions(ns, user) {
+                    let dropped = self.dropped(ns, user).max(spans.dropped);
+                    self.put(keys::dropped(ns, user), &dropped);
                 }
-                false => self.put(row, &spans),
             }
+            false => self.put(row, &spans),
         }
     }
 }
 
-/// What an entry counts for.
-pub(super) fn entry_bytes(entry: &RoomEntry) -> u64 {
-    match &entry.what {
-        What::Message { text, .. } => ENTRY_BYTES + text.len() as u64,
-        What::Joined | What::Left => ENTRY_BYTES,
-    }
+/// What a room's history consists of, oldest first. It begins at the floor, because what was trimmed a moment ago may still be in
+/// the way.
+fn above(kv: &Kv, ns: &Namespace, room: &Room, floor: Position) -> impl Iterator<Item = Old> {
+    let (prefix, floor) = (keys::history_prefix(ns, room), keys::history(ns, room, floor));
+    let rows = kv.scan_from(&prefix, Bound::Excluded(&floor));
+    rows.map(|(_, value)| Old::of(&decode::<RoomEntry>(&value)))
 }
