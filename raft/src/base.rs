@@ -10,7 +10,7 @@
 //! The truth is the log and the snapshot files; sled holds what a start would otherwise have to apply again, and what does
 //! not have to be in memory. What always holds:
 //! - Between two checkpoints sled is the state at one point of the log. One thread writes to it, and does one thing at a
-//!   time: a checkpoint, a snapshot of what is there (the next checkpoint waits), an installation.
+//!   time: a checkpoint, a snapshot or a copy of what is there (the next checkpoint waits), an installation.
 //! - A checkpoint is atomic: all of its changes and its point reach the disk in one flush, or none.
 //! - Nothing is acknowledged on sled's word. A start believes it at once and proves it in the background; damage that is
 //!   found at any time ends the node with a line that says so, and the next start rebuilds it by itself.
@@ -42,7 +42,7 @@ pub use watch::Patience;
 
 use crate::{
     error::{Error, Result},
-    kv::{Kv, Overlay, Sum},
+    kv::{KeyBytes, Kv, Overlay, Rows, Sum},
     raft::LogId,
     snapshot::Snapshots,
     wire::{WireLogId, WireStoredMembership},
@@ -68,6 +68,14 @@ impl Point {
     pub fn index(&self) -> Option<u64> {
         self.applied.map(|id| id.index)
     }
+}
+
+/// A copy of tables at one index of the log.
+#[derive(Debug)]
+pub struct Copied {
+    pub index: u64,
+    /// In the order in which they were asked for.
+    pub tables: Vec<Rows>,
 }
 
 /// How the checkpoints of this run stand.
@@ -204,6 +212,13 @@ impl Base {
     pub fn snapshot(&self) -> oneshot::Receiver<Result<(PathBuf, Point)>> {
         let (tell, told) = oneshot::channel();
         self.send(Job::Snapshot(tell));
+        told
+    }
+
+    /// Copies the pairs below these prefixes, as they are in the checkpoint that was asked for last.
+    pub fn copy(&self, tables: Vec<KeyBytes>) -> oneshot::Receiver<Result<Copied>> {
+        let (tell, told) = oneshot::channel();
+        self.send(Job::Copy { tables, tell });
         told
     }
 

@@ -14,6 +14,7 @@
 //!   and snapshots were taken. Equal contents, equal hash.
 
 mod cache;
+mod rows;
 mod scan;
 
 use std::{
@@ -27,6 +28,7 @@ use smallvec::SmallVec;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
 use cache::Cache;
+pub use rows::Rows;
 pub use scan::{Range, Scan};
 
 use crate::base::{Reader, Stored};

@@ -31,10 +31,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    base::{self, Base, Found, Health, Point},
+    base::{self, Base, Copied, Found, Health, Point},
     codec::{self, Kind},
     command::{Batch, Command, Effect, NodeId},
     error::{Error, Result},
+    kv::KeyBytes,
     level::{Level, Levels},
     net::SnapshotFile,
     propose::{Proposals, Ticket},
@@ -249,6 +250,20 @@ impl Machine {
         self.checkpointed = Instant::now();
     }
 
+    /// Sees to a checkpoint of this very point.
+    fn keep(&mut self) {
+        let applied = self.replica.lock().applied;
+        if applied != self.kept {
+            self.checkpoint(true);
+        }
+    }
+
+    /// Copies the pairs below these prefixes as they are now. Apply goes on meanwhile, however many they are.
+    pub fn copy(&mut self, tables: Vec<KeyBytes>) -> impl Future<Output = Result<Copied>> + use<> {
+        self.keep();
+        answer(self.base.copy(tables))
+    }
+
     /// What sled has by now need not be in memory.
     fn thaw(&mut self) {
         while self.thawed < self.base.written() {
@@ -424,10 +439,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
 impl Drop for Machine {
     /// A clean stop leaves nothing to apply again.
     fn drop(&mut self) {
-        let applied = self.replica.lock().applied;
-        if applied != self.kept {
-            self.checkpoint(true);
-        }
+        self.keep();
         self.base.close();
     }
 }
@@ -463,3 +475,6 @@ fn offer(path: PathBuf, point: Point) -> Result<SnapshotOf<TypeConfig, SnapshotF
     let wire = WireSnapshotMeta { last: point.applied, membership: point.membership };
     Ok(Snapshot { meta: wire.try_into()?, snapshot: SnapshotFile { path } })
 }
+
+#[cfg(test)]
+mod tests;

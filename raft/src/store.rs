@@ -16,14 +16,14 @@ use futures_util::future::BoxFuture;
 use tokio::{
     net::TcpStream,
     sync::{mpsc, oneshot, watch},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     base::Health,
     clock::Clock,
-    command::{Command, Incarnation, Limits, NodeId, NodeInfo},
+    command::{Command, Incarnation, Limits, Namespace, NodeId, NodeInfo},
     consensus::Consensus,
     divergence::{Comparison, Divergence},
     error::{Error, Result},
@@ -37,7 +37,7 @@ use crate::{
     observe::Observer,
     propose::{Proposals, Ticket},
     raft::Peer,
-    state::{Applied, State},
+    state::{Applied, State, list::Relation},
 };
 
 /// How long a linearizable read may take.
@@ -175,6 +175,22 @@ impl Store {
     /// As [`Store::read`], with the index up to which the state is current.
     pub fn read_at<T>(&self, read: impl FnOnce(&State, u64) -> T) -> T {
         self.0.replica.read_at(read)
+    }
+
+    /// Who has which sessions and is in which rooms of a namespace, at one index. However many they are, apply does not wait.
+    ///
+    /// # Errors
+    /// `Unavailable` when apply is held up, or the node is stopping.
+    pub async fn relation(&self, ns: &Namespace) -> Result<(u64, Relation)> {
+        let tables = Relation::tables(ns);
+        let asked = self.0.consensus.raft.with_state_machine(|machine| {
+            let copied = machine.copy(tables);
+            // What it takes is not waited for in there.
+            Box::pin(async { copied })
+        });
+        let asked = timeout(READ_TIMEOUT, asked).await.map_err(|_| Error::unavailable("apply is held up"))?;
+        let copied = asked.map_err(Error::unavailable)?.await?;
+        Ok((copied.index, Relation::of(copied.tables)))
     }
 
     /// After this, a read sees at least everything that was acknowledged anywhere before the call.
@@ -435,7 +451,7 @@ impl Store {
         // openraft ends its state machine in the background; the last checkpoint is written when it goes.
         let gone = self.0.machine_gone.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(gone) = gone
-            && tokio::time::timeout(CHECKPOINT_TIMEOUT, gone).await.is_err()
+            && timeout(CHECKPOINT_TIMEOUT, gone).await.is_err()
         {
             tracing::warn!("the last checkpoint takes too long: the next start applies more of the log");
         }

@@ -16,7 +16,7 @@ use std::{
 use cluster::{Cluster, GRACE, Node, PATIENCE, SNAPSHOT_EVERY, lobby, ns, say, sid, texts, until};
 use moim_raft::{
     Error, Store, Ticket,
-    command::{Command, Effect, Limits, Position, Reply, User},
+    command::{Command, Effect, Limits, Namespace, Position, Reply, Room, User},
     marker,
 };
 use tokio::time::timeout;
@@ -141,6 +141,39 @@ async fn a_feed_that_is_not_worked_off_holds_apply_back_and_loses_nothing() {
     let played: Vec<u64> = c.node(slow).played.lock().unwrap().iter().map(|a| a.position.0).collect();
     let since: Vec<u64> = played.into_iter().filter(|p| *p >= start.0).collect();
     assert_eq!(since, (start.0..=end.0).collect::<Vec<_>>());
+}
+
+/// Made of four tables, while two of them change with every join.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_whole_relation_is_of_one_index_whatever_happens_meanwhile() {
+    let c = Cluster::new(3).await;
+    let rooms: Vec<Room> = (0..50).map(|n| Room::new(format!("room{n}")).unwrap()).collect();
+    let by = c.node(0).open_in_lobby("client").await;
+    let (store, mine, busy) = (c.store(0), rooms.clone(), by.clone());
+    let joining = tokio::spawn(async move {
+        for room in mine.iter().cycle() {
+            // Those that do not come into question at the moment are refused.
+            _ = store.call(Command::Join { by: busy.clone(), room: room.clone() }).await;
+            _ = store.call(Command::Leave { by: busy.clone(), room: room.clone() }).await;
+        }
+    });
+    let told = rooms.iter().map(|room| Command::Enter { by: by.clone(), room: room.clone() });
+    for (nth, command) in told.enumerate() {
+        c.node(0).call(command).await;
+        let before = c.store(0).status().applied;
+        let (index, relation) = c.store(0).relation(&ns()).await.unwrap();
+        assert!(before <= index && index <= c.store(0).status().applied);
+        let views = relation.views();
+        let seen = &views.sids[&by.sid];
+        assert!(
+            rooms[..=nth].iter().chain([&lobby()]).all(|room| seen.contains(room)),
+            "what was acknowledged is in it"
+        );
+        assert_eq!(*seen, views.rooms.keys().cloned().collect::<Vec<_>>(), "each map is the inverse of the other");
+        assert!(views.members.keys().all(|room| seen.contains(room)));
+    }
+    joining.abort();
+    assert!(c.store(2).relation(&Namespace::new("/other").unwrap()).await.unwrap().1.views().sids.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,7 @@
 //! What every route has in common: how a question is read, and what an answer looks like.
 //!
-//! What always holds: an answer to a read carries the index up to which its data is current at least, taken under the same
-//! lock as the data, and how it was read; and whatever goes wrong is `{ error: { code, message } }`.
+//! What always holds: an answer to a read carries the index up to which its data is current at least, taken together with the
+//! data, and how it was read; and whatever goes wrong is `{ error: { code, message } }`.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -166,6 +166,11 @@ impl Read {
     /// Copies what is needed out of the state. The closure must be short: apply waits for it.
     pub fn state<T>(&self, read: impl FnOnce(&State) -> T) -> Answer<T> {
         let (applied, data) = self.node.store.read_at(|state, applied| (applied, read(state)));
+        self.at(applied, data)
+    }
+
+    /// The answer with data that is of this index.
+    pub fn at<T>(&self, applied: u64, data: T) -> Answer<T> {
         Answer { applied, consistency: self.consistency, data }
     }
 

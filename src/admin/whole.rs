@@ -1,17 +1,17 @@
 //! The state as a whole: both maps of a namespace, and the hash that is equal on all nodes.
+//!
+//! What always holds: however large it is, nobody but who asked for it waits.
 
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::answer::{Answer, Failure, Read};
 
-/// `GET /v1/state?ns=`: rows are copied under the lock; what they mean is worked out, and written, by a thread of its own.
+/// `GET /v1/state?ns=`: what the copied rows mean is worked out, and written, by a thread of its own.
 pub async fn state(read: Read) -> Result<Response, Failure> {
-    let ns = read.ns()?;
-    let work = move || {
-        let rows = read.state(|state| state.relation(&ns));
-        rows.map(|relation| relation.views()).into_response()
-    };
+    let relation = read.node.store.relation(&read.ns()?).await;
+    let (applied, relation) = relation.map_err(|e| Failure::unavailable(e.why()))?;
+    let work = move || read.at(applied, relation.views()).into_response();
     tokio::task::spawn_blocking(work).await.map_err(|_| Failure::unavailable("the answer could not be worked out"))
 }
 

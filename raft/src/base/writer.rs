@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Found, Generation, Health, Point,
+    Copied, Found, Generation, Health, Point, Stored,
     generation::{self, BATCH_PAIRS, POINT},
     verify::Verify,
 };
@@ -21,7 +21,7 @@ use crate::{
     codec::{self, Kind},
     error::{Error, Result},
     fail,
-    kv::{Kv, Overlay},
+    kv::{KeyBytes, Kv, Overlay, Rows},
     raft::LogId,
     snapshot::Snapshots,
     wire::WireLogId,
@@ -39,6 +39,7 @@ pub enum Job {
     Checkpoint(Arc<Overlay>, Point),
     Discard(Arc<Overlay>),
     Snapshot(oneshot::Sender<Result<(PathBuf, Point)>>),
+    Copy { tables: Vec<KeyBytes>, tell: oneshot::Sender<Result<Copied>> },
     Install { file: PathBuf, expected: Option<WireLogId>, tell: oneshot::Sender<Result<Found>> },
 }
 
@@ -91,6 +92,7 @@ impl Writer {
             }
             Job::Discard(changes) => drop(changes),
             Job::Snapshot(tell) => answer(tell, self.snapshot(), |e| matches!(e, Error::Unavailable(_)))?,
+            Job::Copy { tables, tell } => answer(tell, self.copy(&tables), |e| matches!(e, Error::Unavailable(_)))?,
             Job::Install { file, expected, tell } => {
                 let done = self.install(&file, expected);
                 // The file is at fault, and nothing has changed.
@@ -129,17 +131,35 @@ impl Writer {
 
     fn snapshot(&mut self) -> Result<(PathBuf, Point)> {
         let point = self.on.point.clone().ok_or_else(|| Error::unavailable("there is no checkpoint yet"))?;
-        let rows = self.on.rows().map(|row| {
+        let path = self.snapshots.write(self.read(self.on.rows()), &point)?;
+        // It was read as a whole, and adds up.
+        self.verified();
+        Ok((path, point))
+    }
+
+    fn copy(&self, tables: &[KeyBytes]) -> Result<Copied> {
+        let copy = |prefix: &KeyBytes| {
+            let mut rows = Rows::default();
+            for row in self.read(self.on.rows_from(prefix)) {
+                let (key, value) = row?;
+                let Some(key) = key.strip_prefix(prefix.as_slice()) else { break };
+                rows.push(key, &value);
+            }
+            Ok(rows)
+        };
+        let tables = tables.iter().map(copy).collect::<Result<_>>()?;
+        Ok(Copied { tables, index: self.on.point.as_ref().and_then(Point::index).unwrap_or(0) })
+    }
+
+    /// So many that a node which stops need not wait for all of them.
+    fn read(&self, rows: generation::Rows) -> impl Iterator<Item = Result<(Stored, Stored)>> {
+        rows.map(|row| {
             self.health.writing.step();
             match self.stopping.load(Ordering::Relaxed) {
                 true => Err(Error::unavailable("the node is stopping")),
                 false => row.map_err(|e| Error::refused(generation::reason(&e))),
             }
-        });
-        let path = self.snapshots.write(rows, &point)?;
-        // It was read as a whole, and adds up.
-        self.verified();
-        Ok((path, point))
+        })
     }
 
     fn verify_more(&mut self) -> Result<()> {

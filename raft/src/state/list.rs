@@ -1,7 +1,7 @@
 //! Reading the state for operators: names in pages, in name order, counts, and a copy of the relation behind both of Socket.IO's maps.
 //!
 //! What always holds: nothing here decodes the whole state while apply waits. Lists are lazy, counts read keys alone, and
-//! [`State::relation`] copies bytes that are made sense of after the lock was let go.
+//! a [`Relation`] is made of a copy for which apply does not wait.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,6 +14,7 @@ use super::{NameSet, RoomRecord, State, decode};
 use crate::{
     command::{Namespace, Room, Sid, User},
     keys::{self, Table},
+    kv::{KeyBytes, Rows},
 };
 
 impl State {
@@ -88,17 +89,6 @@ impl State {
         let sets = self.kv.scan(&prefix).map(|(_, sids)| decode::<NameSet>(&sids).len() as usize);
         sets.fold((0, 0), |(sessions, users), of_user| (sessions + of_user, users + 1))
     }
-
-    /// The rows that [`Relation::views`] are made of, copied at one position.
-    pub fn relation(&self, ns: &Namespace) -> Relation {
-        let copy = |table| Rows::copy(self, &keys::in_namespace(table, ns));
-        Relation {
-            sessions: copy(Table::OfUser),
-            joined: copy(Table::Joined),
-            members: copy(Table::Members),
-            entered: copy(Table::Entered),
-        }
-    }
 }
 
 /// How many sessions users of one namespace have, as far as somebody asked.
@@ -128,10 +118,22 @@ pub struct Views {
 }
 
 impl Relation {
+    /// What it is made of: the beginnings of the keys.
+    pub fn tables(ns: &Namespace) -> Vec<KeyBytes> {
+        [Table::OfUser, Table::Joined, Table::Members, Table::Entered].map(|table| keys::in_namespace(table, ns)).into()
+    }
+
+    /// From a copy of [`Relation::tables`], in their order.
+    pub fn of(tables: Vec<Rows>) -> Self {
+        let mut tables = tables.into_iter();
+        let mut next = || tables.next().unwrap_or_default();
+        Self { sessions: next(), joined: next(), members: next(), entered: next() }
+    }
+
     /// Both maps. `sids` is read from what users are in, `rooms` from who is in rooms: two tables, so that a state in which
     /// they disagree is seen here and not papered over.
     pub fn views(&self) -> Views {
-        let (sessions, joined) = (self.sessions.sets(), self.joined.sets());
+        let (sessions, joined) = (sets(&self.sessions), sets(&self.joined));
         let of_user: Index = sessions.iter().map(|(user, sids)| (*user, sids.names().collect())).collect();
         let mut sids: Index = of_user.values().flatten().map(|sid| (*sid, Vec::new())).collect();
         let (mut rooms, mut members) = (Index::new(), Index::new());
@@ -140,13 +142,13 @@ impl Relation {
             let sessions = of_user.get(user).unwrap_or(&none);
             sessions.iter().for_each(|sid| sids.entry(sid).or_default().push(room));
         }
-        for (room, user) in self.members.names() {
+        for (room, user) in names(&self.members) {
             members.entry(room).or_default().push(user);
             if let Some(sessions) = of_user.get(user) {
                 rooms.entry(room).or_default().extend(sessions);
             }
         }
-        for (room, sid) in self.entered.names() {
+        for (room, sid) in names(&self.entered) {
             sids.entry(sid).or_default().push(room);
             rooms.entry(room).or_default().push(sid);
         }
@@ -173,41 +175,14 @@ fn named<'a, K: Ord, V: Ord>(
     map.into_iter().filter_map(row).collect()
 }
 
-/// Copied pairs, one behind the other in one buffer: a copy is made under the lock that apply waits for.
-#[derive(Default)]
-struct Rows {
-    bytes: Vec<u8>,
-    /// Where each key and each value ends.
-    ends: Vec<(usize, usize)>,
+/// Names by the one name that each key is made of.
+fn sets(rows: &Rows) -> Vec<(&str, NameSet)> {
+    rows.iter().map(|(key, set)| (keys::last_text(&[], key).unwrap_or_default(), decode(set))).collect()
 }
 
-impl Rows {
-    /// All rows below a prefix, their keys without it.
-    fn copy(state: &State, prefix: &[u8]) -> Self {
-        let mut rows = Self::default();
-        for (key, value) in state.kv.scan(prefix) {
-            rows.bytes.extend(&key[prefix.len()..]);
-            let key_end = rows.bytes.len();
-            rows.bytes.extend(&*value);
-            rows.ends.push((key_end, rows.bytes.len()));
-        }
-        rows
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let starts = std::iter::once(0).chain(self.ends.iter().map(|(_, end)| *end));
-        starts.zip(&self.ends).map(|(start, (key, value))| (&self.bytes[start..*key], &self.bytes[*key..*value]))
-    }
-
-    /// Names by the one name that each key is made of.
-    fn sets(&self) -> Vec<(&str, NameSet)> {
-        self.iter().map(|(key, set)| (keys::last_text(&[], key).unwrap_or_default(), decode(set))).collect()
-    }
-
-    /// The two names that each key is made of.
-    fn names(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.iter().map(|(key, _)| keys::two_texts(key).unwrap_or_default())
-    }
+/// The two names that each key is made of.
+fn names(rows: &Rows) -> impl Iterator<Item = (&str, &str)> {
+    rows.iter().map(|(key, _)| keys::two_texts(key).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -261,7 +236,12 @@ mod tests {
     #[test]
     fn both_maps_are_inverse_and_what_single_reads_say() {
         let state = state();
-        let views = state.relation(&ns()).views();
+        let copy = |prefix: KeyBytes| {
+            let mut rows = Rows::default();
+            state.kv.scan(&prefix).for_each(|(key, value)| rows.push(&key[prefix.len()..], &value));
+            rows
+        };
+        let views = Relation::of(Relation::tables(&ns()).into_iter().map(copy).collect()).views();
         assert_eq!(views.sids.len(), 3, "of this namespace alone");
         assert_eq!(views.sids[&sid(2)], [room("alone"), room("both")]);
         for (sid, rooms) in &views.sids {
