@@ -6,6 +6,7 @@ mod tests;
 
 use std::{
     collections::BTreeSet,
+    future,
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
@@ -184,9 +185,8 @@ impl Store {
     pub async fn relation(&self, ns: &Namespace) -> Result<(u64, Relation)> {
         let tables = Relation::tables(ns);
         let asked = self.0.consensus.raft.with_state_machine(|machine| {
-            let copied = machine.copy(tables);
             // What it takes is not waited for in there.
-            Box::pin(async { copied })
+            Box::pin(future::ready(machine.copy(tables)))
         });
         let asked = timeout(READ_TIMEOUT, asked).await.map_err(|_| Error::unavailable("apply is held up"))?;
         let copied = asked.map_err(Error::unavailable)?.await?;

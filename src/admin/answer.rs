@@ -19,8 +19,8 @@ use crate::node::Node;
 /// Rows of a page, unless the caller asks for another number.
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1000;
-/// Rows that one page looks at while apply waits. Past it the page is short, and `next` goes on.
-const SCANNED_MAX: usize = 10_000;
+/// Rows that are looked at in one go, while apply waits. Past it a page is short, and `next` goes on.
+pub const SCANNED_MAX: usize = 10_000;
 
 /// An answer that is not ok.
 #[derive(Debug)]

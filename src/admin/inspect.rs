@@ -1,14 +1,17 @@
 //! What is in the state: namespaces, rooms and their history.
 
+use std::collections::HashMap;
+
 use moim_raft::{
-    NodeId,
+    NodeId, Store,
     command::{Namespace, Position, Room, RoomEntry, Sid, Stamp, User, What},
     state::{RoomRecord, Session, State, list::SessionCounts},
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
+use tokio::task::yield_now;
 
-use super::answer::{Answer, Failure, Named, Read, page};
+use super::answer::{Answer, Failure, Named, Read, SCANNED_MAX, page};
 
 pub(super) type Found<T> = Result<Answer<T>, Failure>;
 
@@ -29,17 +32,50 @@ struct NamespaceRow {
     sockets: usize,
 }
 
-/// `GET /v1/namespaces`
+/// `GET /v1/namespaces`: counted in parts, of which some may be as they were a moment later than `applied` says.
 pub async fn namespaces(read: Read) -> Answer<Namespaces> {
-    read.state(|state| {
-        let lost: Vec<Session> = state.lost_sessions().iter().filter_map(|holder| state.session(&holder.sid)).collect();
-        let row = |ns: Namespace| {
-            let (sids, users) = state.count_sessions(&ns);
-            let lost = lost.iter().filter(|session| session.ns == ns).count();
-            NamespaceRow { rooms: state.count_rooms(&ns), users, sids, sockets: sids - lost, ns }
-        };
-        Namespaces { namespaces: state.namespaces().into_iter().map(row).collect() }
-    })
+    let store = &read.node.store;
+    let found = read.state(|state| (state.namespaces(), state.lost_sessions()));
+    let (names, lost) = &found.data;
+    let mut counting_down: HashMap<Namespace, usize> = HashMap::new();
+    for part in lost.chunks(SCANNED_MAX) {
+        store.read(|state| {
+            let sessions = part.iter().filter_map(|holder| state.session(&holder.sid));
+            sessions.for_each(|session| *counting_down.entry(session.ns).or_default() += 1);
+        });
+        yield_now().await;
+    }
+    let mut namespaces = Vec::new();
+    for ns in names {
+        let (mut rooms, mut users, mut sids) = (0, 0, 0);
+        in_parts(store, |state, after| {
+            let (counted, next) = state.count_rooms(ns, after, SCANNED_MAX);
+            rooms += counted;
+            next
+        })
+        .await;
+        in_parts(store, |state, after| {
+            let (counted, next) = state.count_users(ns, after, SCANNED_MAX, |of_user| sids += of_user);
+            users += counted;
+            next
+        })
+        .await;
+        let sockets = sids.saturating_sub(counting_down.get(ns).copied().unwrap_or(0));
+        namespaces.push(NamespaceRow { ns: ns.clone(), rooms, users, sids, sockets });
+    }
+    found.map(|_| Namespaces { namespaces })
+}
+
+/// Looks at all of something, part after part; between two of them apply goes on. Each says after which name the next begins.
+async fn in_parts(store: &Store, mut part: impl FnMut(&State, Option<&str>) -> Option<String>) {
+    let mut after = None;
+    loop {
+        after = store.read(|state| part(state, after.as_deref()));
+        if after.is_none() {
+            return;
+        }
+        yield_now().await;
+    }
 }
 
 #[derive(Serialize)]
@@ -81,7 +117,7 @@ pub async fn rooms(read: Read) -> Found<Rooms> {
     for room in &named.data.0 {
         let row = |state: &State| Some(RoomRow::of(state, &ns, room.clone(), &state.room(&ns, room)?, &mut known));
         rooms.extend(read.node.store.read(row));
-        tokio::task::yield_now().await;
+        yield_now().await;
     }
     Ok(named.map(|(_, next)| Rooms { rooms, next }))
 }

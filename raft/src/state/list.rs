@@ -79,15 +79,41 @@ impl State {
         count + self.sids_entered(ns, room).into_iter().filter(alone).count()
     }
 
-    pub fn count_rooms(&self, ns: &Namespace) -> usize {
-        self.kv.scan(&keys::rooms_prefix(ns)).count()
+    /// Rooms of a namespace among the next `look` after a name, and the name to go on after if there may be more.
+    pub fn count_rooms(&self, ns: &Namespace, after: Option<&str>, look: usize) -> (usize, Option<String>) {
+        let prefix = keys::rooms_prefix(ns);
+        self.count(&prefix, after, look, |_| ())
     }
 
-    /// Sessions of a namespace, and the users that they are of.
-    pub fn count_sessions(&self, ns: &Namespace) -> (usize, usize) {
+    /// As [`State::count_rooms`], users that have a session; tells how many each has.
+    pub fn count_users(
+        &self,
+        ns: &Namespace,
+        after: Option<&str>,
+        look: usize,
+        mut tell: impl FnMut(usize),
+    ) -> (usize, Option<String>) {
         let prefix = keys::in_namespace(Table::OfUser, ns);
-        let sets = self.kv.scan(&prefix).map(|(_, sids)| decode::<NameSet>(&sids).len() as usize);
-        sets.fold((0, 0), |(sessions, users), of_user| (sessions + of_user, users + 1))
+        self.count(&prefix, after, look, |sids| tell(decode::<NameSet>(sids).len() as usize))
+    }
+
+    fn count(
+        &self,
+        prefix: &[u8],
+        after: Option<&str>,
+        look: usize,
+        mut see: impl FnMut(&[u8]),
+    ) -> (usize, Option<String>) {
+        let from = after.map_or_else(|| prefix.into(), |name| keys::after_text(prefix, name));
+        let (mut seen, mut last) = (0, None);
+        for (key, value) in self.kv.scan_from(prefix, Bound::Included(&from)).take(look) {
+            see(&value);
+            seen += 1;
+            if seen == look {
+                last = keys::last_text(prefix, &key).map(str::to_owned);
+            }
+        }
+        (seen, last)
     }
 }
 
@@ -211,6 +237,16 @@ mod tests {
         Holder { sid: sid(n), generation: 1 }
     }
 
+    fn in_parts(mut part: impl FnMut(Option<&str>) -> Option<String>) {
+        let mut after = None;
+        loop {
+            after = part(after.as_deref());
+            if after.is_none() {
+                return;
+            }
+        }
+    }
+
     /// Ann with two sessions, bo with one, and one session in another namespace; joins, a leave, a room of one session.
     fn state() -> State {
         let other = Namespace::new("/other").expect("a name");
@@ -275,7 +311,19 @@ mod tests {
         };
         assert_eq!(users(None), ["ann", "bo"]);
         assert_eq!(users(Some("ann")), ["bo"]);
-        assert_eq!(state.count_sessions(&ns()), (3, 2));
-        assert_eq!(state.count_rooms(&ns()), 3);
+        for look in 1..5 {
+            let (mut sessions, mut users, mut rooms) = (0, 0, 0);
+            in_parts(|after| {
+                let (counted, next) = state.count_users(&ns(), after, look, |of_user| sessions += of_user);
+                users += counted;
+                next
+            });
+            in_parts(|after| {
+                let (counted, next) = state.count_rooms(&ns(), after, look);
+                rooms += counted;
+                next
+            });
+            assert_eq!((sessions, users, rooms), (3, 2, 3), "{look} at a time");
+        }
     }
 }
