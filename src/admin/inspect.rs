@@ -47,35 +47,26 @@ pub async fn namespaces(read: Read) -> Answer<Namespaces> {
     }
     let mut namespaces = Vec::new();
     for ns in names {
-        let (mut rooms, mut users, mut sids) = (0, 0, 0);
-        in_parts(store, |state, after| {
-            let (counted, next) = state.count_rooms(ns, after, SCANNED_MAX);
-            rooms += counted;
-            next
-        })
-        .await;
-        in_parts(store, |state, after| {
-            let (counted, next) = state.count_users(ns, after, SCANNED_MAX, |of_user| sids += of_user);
-            users += counted;
-            next
-        })
-        .await;
+        let rooms = in_parts(store, |state, after| state.count_rooms(ns, after, SCANNED_MAX)).await;
+        let mut sids = 0;
+        let users =
+            in_parts(store, |state, after| state.count_users(ns, after, SCANNED_MAX, |of_user| sids += of_user));
+        let users = users.await;
         let sockets = sids.saturating_sub(counting_down.get(ns).copied().unwrap_or(0));
         namespaces.push(NamespaceRow { ns: ns.clone(), rooms, users, sids, sockets });
     }
     found.map(|_| Namespaces { namespaces })
 }
 
-/// Looks at all of something, part after part; between two of them apply goes on. Each says after which name the next begins.
-async fn in_parts(store: &Store, mut part: impl FnMut(&State, Option<&str>) -> Option<String>) {
-    let mut after = None;
-    loop {
-        after = store.read(|state| part(state, after.as_deref()));
-        if after.is_none() {
-            return;
-        }
+/// Counts part after part; between two of them apply goes on. Each part says after which name the next one begins.
+async fn in_parts(store: &Store, mut part: impl FnMut(&State, Option<&str>) -> (usize, Option<String>)) -> usize {
+    let (mut count, mut next) = store.read(|state| part(state, None));
+    while let Some(after) = next {
         yield_now().await;
+        let (more, then) = store.read(|state| part(state, Some(&after)));
+        (count, next) = (count + more, then);
     }
+    count
 }
 
 #[derive(Serialize)]
@@ -96,30 +87,31 @@ struct RoomRow {
 }
 
 impl RoomRow {
-    fn of(state: &State, ns: &Namespace, room: Room, record: &RoomRecord, known: &mut SessionCounts) -> Self {
-        let sids = state.count_in_room(ns, &room, known);
+    async fn of(store: &Store, ns: &Namespace, room: Room, record: &RoomRecord, known: &mut SessionCounts) -> Self {
+        let members = in_parts(store, |state, after| state.count_members_sids(ns, &room, after, SCANNED_MAX, known));
+        let sids = members.await;
+        let entered = in_parts(store, |state, after| state.count_entered_sids(ns, &room, after, SCANNED_MAX));
+        let sids = sids + entered.await;
         Self { room, members: record.members, sids, entries: record.entries }
     }
 }
 
-/// `GET /v1/rooms?ns=&prefix=&limit=&after=`: by name. A room's members have to be counted through, and apply waits: so each
-/// room is looked at by itself, and some may be as they were a moment later than `applied` says.
+/// `GET /v1/rooms?ns=&prefix=&limit=&after=`: by name. A room's members have to be counted through: that is done in parts, and
+/// some may be as they were a moment later than `applied` says.
 pub async fn rooms(read: Read) -> Found<Rooms> {
     let (ns, limit) = (read.ns()?, read.params.limit()?);
     let prefix = read.params.get("prefix").unwrap_or_default();
     let after = read.params.parsed("after", |text| Room::new(text))?;
     let named = read.state(|state| {
-        page(state.rooms_after(&ns, after.as_ref()).map(|(room, _)| room), limit, |room| {
-            room.as_str().starts_with(prefix).then(|| room.clone())
-        })
+        let rooms = state.rooms_after(&ns, after.as_ref());
+        page(rooms, limit, |(room, record)| room.as_str().starts_with(prefix).then(|| (room.clone(), record.clone())))
     });
     let (mut rooms, mut known) = (Vec::new(), SessionCounts::default());
-    for room in &named.data.0 {
-        let row = |state: &State| Some(RoomRow::of(state, &ns, room.clone(), &state.room(&ns, room)?, &mut known));
-        rooms.extend(read.node.store.read(row));
+    for (room, record) in &named.data.0 {
+        rooms.push(RoomRow::of(&read.node.store, &ns, room.clone(), record, &mut known).await);
         yield_now().await;
     }
-    Ok(named.map(|(_, next)| Rooms { rooms, next }))
+    Ok(named.map(|(_, next)| Rooms { rooms, next: next.map(|(room, _)| room) }))
 }
 
 #[derive(Serialize)]
@@ -161,13 +153,13 @@ fn node_name(state: &State, id: NodeId) -> String {
     state.node(id).map_or_else(|| id.to_string(), |node| node.info.name)
 }
 
-/// `GET /v1/rooms/{room}?ns=&limit=&after=`: users in pages.
+/// `GET /v1/rooms/{room}?ns=&limit=&after=`: users in pages. How many sessions there are in all is counted a moment later.
 pub async fn room(Named(name): Named, read: Read) -> Found<OneRoom> {
     let (ns, limit) = (read.ns()?, read.params.limit()?);
     let after = read.params.parsed("after", |text| User::new(text))?;
-    read.found("room", |state| {
+    let found = read.found("room", |state| {
         let room = Room::new(name)?;
-        let row = RoomRow::of(state, &ns, room.clone(), &state.room(&ns, &room)?, &mut SessionCounts::default());
+        let record = state.room(&ns, &room)?;
         let mut users = state.members(&ns, &room, after.as_ref(), limit + 1);
         let more = users.len() > limit;
         users.truncate(limit);
@@ -181,8 +173,11 @@ pub async fn room(Named(name): Named, read: Read) -> Found<OneRoom> {
         sessions.dedup_by(|a, b| a.sid == b.sid);
         let sids = sessions.iter().map(|session| Place::of(state, session)).collect();
         let present = |user| Present { online: state.is_online(&ns, &user), user };
-        Some(OneRoom { row, users: users.into_iter().map(present).collect(), sids, next, ns })
-    })
+        Some((room, record, users.into_iter().map(present).collect(), sids, next))
+    })?;
+    let (room, record, ..) = &found.data;
+    let row = RoomRow::of(&read.node.store, &ns, room.clone(), record, &mut SessionCounts::default()).await;
+    Ok(found.map(|(_, _, users, sids, next)| OneRoom { row, ns, users, sids, next }))
 }
 
 #[derive(Serialize)]

@@ -59,33 +59,13 @@ impl State {
         self.kv.scan(&prefix).filter_map(|(key, _)| Sid::parse(keys::last_text(&prefix, &key)?)).collect()
     }
 
-    /// How many sessions receive in the room: as many as [`State::sids_in_room`] names, of which none is decoded that is there
-    /// as one of a member. `known` remembers the members' sessions for the next room.
-    pub fn count_in_room(&self, ns: &Namespace, room: &Room, known: &mut SessionCounts) -> usize {
-        let prefix = keys::members_prefix(ns, room);
-        let mut count = 0;
-        for (key, _) in self.kv.scan(&prefix) {
-            let name = keys::last_text(&prefix, &key).unwrap_or_default();
-            count += match known.0.get(name) {
-                Some(sessions) => *sessions,
-                None => {
-                    let sessions = User::new(name).map_or(0, |user| self.of_user(ns, &user).len() as usize);
-                    known.0.insert(name.to_owned(), sessions);
-                    sessions
-                }
-            };
-        }
-        let alone = |sid: &Sid| self.session(sid).is_some_and(|session| !self.is_member(ns, &session.user, room));
-        count + self.sids_entered(ns, room).into_iter().filter(alone).count()
-    }
-
-    /// Rooms of a namespace among the next `look` after a name, and the name to go on after if there may be more.
+    /// Rooms of a namespace among the next `look` after a name, and the name to go on after if there may be more. So are all
+    /// counts: apply waits for a part, and not for all of it.
     pub fn count_rooms(&self, ns: &Namespace, after: Option<&str>, look: usize) -> (usize, Option<String>) {
-        let prefix = keys::rooms_prefix(ns);
-        self.count(&prefix, after, look, |_| ())
+        self.count(&keys::rooms_prefix(ns), after, look, |_, _| 1)
     }
 
-    /// As [`State::count_rooms`], users that have a session; tells how many each has.
+    /// Users that have a session. Tells how many each has.
     pub fn count_users(
         &self,
         ns: &Namespace,
@@ -93,27 +73,63 @@ impl State {
         look: usize,
         mut tell: impl FnMut(usize),
     ) -> (usize, Option<String>) {
-        let prefix = keys::in_namespace(Table::OfUser, ns);
-        self.count(&prefix, after, look, |sids| tell(decode::<NameSet>(sids).len() as usize))
+        self.count(&keys::in_namespace(Table::OfUser, ns), after, look, |_, sids| {
+            tell(decode::<NameSet>(sids).len() as usize);
+            1
+        })
     }
 
+    /// Sessions that receive in the room because their user is a member. `known` remembers the members' sessions for the next
+    /// room.
+    pub fn count_members_sids(
+        &self,
+        ns: &Namespace,
+        room: &Room,
+        after: Option<&str>,
+        look: usize,
+        known: &mut SessionCounts,
+    ) -> (usize, Option<String>) {
+        self.count(&keys::members_prefix(ns, room), after, look, |name, _| match known.0.get(name) {
+            Some(sessions) => *sessions,
+            None => {
+                let sessions = User::new(name).map_or(0, |user| self.of_user(ns, &user).len() as usize);
+                known.0.insert(name.to_owned(), sessions);
+                sessions
+            }
+        })
+    }
+
+    /// Sessions that receive in the room only because they entered it. With [`State::count_members_sids`] they are as many as
+    /// [`State::sids_in_room`] names.
+    pub fn count_entered_sids(
+        &self,
+        ns: &Namespace,
+        room: &Room,
+        after: Option<&str>,
+        look: usize,
+    ) -> (usize, Option<String>) {
+        self.count(&keys::entered_prefix(ns, room), after, look, |sid, _| {
+            let session = Sid::parse(sid).and_then(|sid| self.session(&sid));
+            usize::from(session.is_some_and(|session| !self.is_member(ns, &session.user, room)))
+        })
+    }
+
+    /// What `see` makes of rows with one name behind the prefix.
     fn count(
         &self,
         prefix: &[u8],
         after: Option<&str>,
         look: usize,
-        mut see: impl FnMut(&[u8]),
+        mut see: impl FnMut(&str, &[u8]) -> usize,
     ) -> (usize, Option<String>) {
         let from = after.map_or_else(|| prefix.into(), |name| keys::after_text(prefix, name));
-        let (mut seen, mut last) = (0, None);
-        for (key, value) in self.kv.scan_from(prefix, Bound::Included(&from)).take(look) {
-            see(&value);
-            seen += 1;
-            if seen == look {
-                last = keys::last_text(prefix, &key).map(str::to_owned);
-            }
+        let (mut count, mut next) = (0, None);
+        for (nth, (key, value)) in (1..).zip(self.kv.scan_from(prefix, Bound::Included(&from)).take(look)) {
+            let name = keys::last_text(prefix, &key).unwrap_or_default();
+            count += see(name, &value);
+            next = (nth == look).then(|| name.to_owned());
         }
-        (seen, last)
+        (count, next)
     }
 }
 
@@ -237,14 +253,13 @@ mod tests {
         Holder { sid: sid(n), generation: 1 }
     }
 
-    fn in_parts(mut part: impl FnMut(Option<&str>) -> Option<String>) {
-        let mut after = None;
-        loop {
-            after = part(after.as_deref());
-            if after.is_none() {
-                return;
-            }
+    fn in_parts(mut part: impl FnMut(Option<&str>) -> (usize, Option<String>)) -> usize {
+        let (mut count, mut next) = part(None);
+        while let Some(after) = next {
+            let (more, then) = part(Some(&after));
+            (count, next) = (count + more, then);
         }
+        count
     }
 
     /// Ann with two sessions, bo with one, and one session in another namespace; joins, a leave, a room of one session.
@@ -285,10 +300,8 @@ mod tests {
             assert_eq!(*rooms, state.rooms_of_session(&session));
             assert!(rooms.iter().all(|room| views.rooms[room].contains(sid)));
         }
-        let mut known = SessionCounts::default();
         for (room, sids) in &views.rooms {
             assert_eq!(*sids, state.sids_in_room(&ns(), room));
-            assert_eq!(sids.len(), state.count_in_room(&ns(), room, &mut known));
             assert!(sids.iter().all(|sid| views.sids[sid].contains(room)));
         }
         assert_eq!(views.rooms.keys().map(Room::as_str).collect::<Vec<_>>(), ["alone", "both"]);
@@ -312,18 +325,16 @@ mod tests {
         assert_eq!(users(None), ["ann", "bo"]);
         assert_eq!(users(Some("ann")), ["bo"]);
         for look in 1..5 {
-            let (mut sessions, mut users, mut rooms) = (0, 0, 0);
-            in_parts(|after| {
-                let (counted, next) = state.count_users(&ns(), after, look, |of_user| sessions += of_user);
-                users += counted;
-                next
-            });
-            in_parts(|after| {
-                let (counted, next) = state.count_rooms(&ns(), after, look);
-                rooms += counted;
-                next
-            });
+            let mut sessions = 0;
+            let users = in_parts(|after| state.count_users(&ns(), after, look, |of_user| sessions += of_user));
+            let rooms = in_parts(|after| state.count_rooms(&ns(), after, look));
             assert_eq!((sessions, users, rooms), (3, 2, 3), "{look} at a time");
+            let mut known = SessionCounts::default();
+            for room in ["both", "alone", "left"].map(room) {
+                let members = in_parts(|after| state.count_members_sids(&ns(), &room, after, look, &mut known));
+                let entered = in_parts(|after| state.count_entered_sids(&ns(), &room, after, look));
+                assert_eq!(members + entered, state.sids_in_room(&ns(), &room).len(), "{look} at a time");
+            }
         }
     }
 }
