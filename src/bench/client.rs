@@ -57,7 +57,7 @@ pub struct Target {
 #[derive(Clone)]
 pub struct Recovery {
     pub pid: String,
-    pub offset: String,
+    pub offset: Option<String>,
 }
 
 /// How long the steps of a connect took.
@@ -148,7 +148,10 @@ impl Client {
         let mut auth = json!({ "user": self.target.user });
         if let Some(Recovery { pid, offset }) = recovery {
             auth["pid"] = pid.into();
-            auth["offset"] = offset.into();
+            // Left out by a client that has heard nothing yet, as the stock one does.
+            if let Some(offset) = offset {
+                auth["offset"] = offset.into();
+            }
         }
         self.send(format!("40{}{auth}", self.prefix)).await?;
         loop {
@@ -234,7 +237,7 @@ impl Client {
 
     /// What it takes to come back, if the server offers it: with the offset of the last event that had one.
     pub fn recovery(&self, offset: Option<String>) -> Option<Recovery> {
-        Some(Recovery { pid: self.pid.clone()?, offset: offset.unwrap_or_default() })
+        Some(Recovery { pid: self.pid.clone()?, offset })
     }
 
     async fn send(&mut self, text: String) -> Result<(), Failure> {

@@ -182,7 +182,7 @@ impl Life {
                 return self;
             }
             self.away = Some(Instant::now());
-            self.recovery = client.recovery(self.recovery.take().map(|last| last.offset));
+            self.recovery = client.recovery(self.recovery.take().and_then(|last| last.offset));
             // Its end of the connection too: the server waits for it.
             drop(client);
             match over.run_until_cancelled(self.come_back()).await {
@@ -225,7 +225,7 @@ impl Life {
     fn hear(&mut self, body: &str) {
         if let Some(offset) = offset(body) {
             let pid = self.recovery.take().map(|last| last.pid).unwrap_or_default();
-            self.recovery = Some(Recovery { pid, offset });
+            self.recovery = Some(Recovery { pid, offset: Some(offset) });
         }
         self.heard.extend(number(body));
     }

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use clap::Args;
-use futures_util::future::join_all;
+use futures_util::{FutureExt, future::join_all};
+use tokio::task::unconstrained;
 
 use super::client::{Packet, Recovery, offset};
 use super::figures::{Latency, Report};
@@ -69,7 +70,8 @@ impl Storm {
 async fn leave(clients: Vec<Client>, offsets: &mut [Option<String>]) -> Vec<Away> {
     let mut away = Vec::with_capacity(clients.len());
     for (mut client, seen) in clients.into_iter().zip(offsets) {
-        while let Some(Ok(packet)) = futures_util::FutureExt::now_or_never(client.next()) {
+        // What tokio lets a task read in one go is not all that is there.
+        while let Some(Ok(packet)) = unconstrained(client.next()).now_or_never() {
             if let Packet::Event(body) = packet {
                 *seen = offset(&body).or(seen.take());
             }
