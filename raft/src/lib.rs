@@ -56,7 +56,7 @@
 //!
 //! # What is left out, and what that means
 //!
-//! - Views of the whole state for operators are copied under the lock that apply waits for, and are in memory as a whole.
+//! - A view of the whole state for operators is in memory as a whole, and the next checkpoint waits while it is copied.
 //! - sled keeps in memory whatever leaves were written since the node's start: its cache bounds only those that were read.
 //! - sled gives back an emptied leaf, but not the space of one that is half full: only an installed snapshot packs it anew.
 //! - The peer links prove a shared secret at their start; they are neither encrypted nor authenticated after it.
