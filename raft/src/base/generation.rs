@@ -6,6 +6,8 @@ use std::{
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use super::{Health, Point, Reader, fill::fill};
@@ -32,6 +34,9 @@ pub const LEAF_PAIRS: usize = FANOUT / 2;
 const CACHE_BYTES: usize = 96 << 20;
 /// A handle that is dropped flushes, unless sled believes that its own thread will; that one never wakes up.
 const NEVER_MS: usize = 1 << 50;
+/// How long a directory may be locked before it is taken for unusable, and how often that is looked at.
+const LOCKED_MAX: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(5);
 /// Of zstd. Higher levels save little on pairs this small.
 const COMPRESSION: i32 = 1;
 
@@ -173,14 +178,26 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// sled starts `sync` twice before it looks at its files: an open waits for all that the machine has not written yet.
+/// sled starts `sync` twice before it looks at its files: an open waits for all that the machine has not written yet. And a
+/// process that is being started holds all files of its parent for a moment, also the lock of a directory that another store of
+/// this process has just let go: that is waited for, and no damage.
 pub fn open_db(path: &Path) -> Result<Db> {
+    let began = Instant::now();
+    loop {
+        match try_open(path) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && began.elapsed() < LOCKED_MAX => thread::sleep(LOOK),
+            opened => return opened.map_err(|e| failed("open", path, &e)),
+        }
+    }
+}
+
+fn try_open(path: &Path) -> io::Result<Db> {
     let config = sled::Config::new()
         .path(path)
         .cache_capacity_bytes(CACHE_BYTES)
         .flush_every_ms(Some(NEVER_MS))
         .zstd_compression_level(COMPRESSION);
-    config.open().map_err(|e| failed("open", path, &e))
+    config.open()
 }
 
 /// The directory, if it opens and nobody has found it damaged. sled was seen to panic on damage.
@@ -258,4 +275,28 @@ fn sweep(dir: &Path, keep: Option<&Path>) -> Result<()> {
 fn next(dir: &Path, before: Option<&Path>) -> PathBuf {
     let number = |path: &Path| path.file_name()?.to_str()?.parse::<u64>().ok();
     dir.join((before.and_then(number).unwrap_or(0) + 1).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{FlockOperation, flock};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_locked_for_a_moment_is_not_built_anew() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let (dir, snapshots) = (temp.path().join("state"), temp.path().join("snapshots"));
+        let snapshots = Snapshots::open(&snapshots).expect("a folder");
+        let path = open(&dir, &snapshots).expect("an empty one").path;
+        let lock = fs::File::open(&path).expect("it is there");
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("it was let go");
+        let holder = thread::spawn(move || {
+            thread::sleep(LOOK * 20);
+            drop(lock);
+        });
+        assert_eq!(open(&dir, &snapshots).expect("it opens").path, path);
+        assert!(!dir.join(ASIDE).exists());
+        holder.join().expect("it only sleeps");
+    }
 }
