@@ -210,23 +210,24 @@ impl Base {
 
     /// Writes a snapshot of the checkpoint that was asked for last. The next one waits until it is whole.
     pub fn snapshot(&self) -> oneshot::Receiver<Result<(PathBuf, Point)>> {
-        let (tell, told) = oneshot::channel();
-        self.send(Job::Snapshot(tell));
-        told
+        self.ask(Job::Snapshot)
     }
 
     /// Copies the pairs below these prefixes, as they are in the checkpoint that was asked for last.
     pub fn copy(&self, tables: Vec<KeyBytes>) -> oneshot::Receiver<Result<Copied>> {
-        let (tell, told) = oneshot::channel();
-        self.send(Job::Copy { tables, tell });
-        told
+        self.ask(|tell| Job::Copy { tables, tell })
     }
 
     /// Replaces all of it by a received snapshot, which becomes one of the node's own. `Refused` when the file is damaged
     /// or of another point than `expected`: then everything is as it was.
     pub fn install(&self, file: &Path, expected: Option<LogId>) -> oneshot::Receiver<Result<Found>> {
+        let (file, expected) = (file.to_path_buf(), expected.as_ref().map(WireLogId::from));
+        self.ask(|tell| Job::Install { file, expected, tell })
+    }
+
+    fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> oneshot::Receiver<Result<T>> {
         let (tell, told) = oneshot::channel();
-        self.send(Job::Install { file: file.to_path_buf(), expected: expected.as_ref().map(WireLogId::from), tell });
+        self.send(job(tell));
         told
     }
 

@@ -1,7 +1,7 @@
 //! Reading the state for operators: names in pages, in name order, counts, and a copy of the relation behind both of Socket.IO's maps.
 //!
-//! What always holds: nothing here decodes the whole state while apply waits. Lists are lazy, counts read keys alone, and
-//! a [`Relation`] is made of a copy for which apply does not wait.
+//! What always holds: nothing here looks at the whole state while apply waits. Lists are lazy, counts go part by part, and a
+//! [`Relation`] is made of a copy for which apply does not wait.
 
 use std::{
     collections::{BTreeMap, HashMap},
