@@ -45,7 +45,7 @@ const TRAPS: &[Trap] = &[
         trap: "a responder that is kept leaves its caller waiting for ever",
         design: "a ticket that is dropped without an answer says `unavailable`",
         shown_by: &[
-            ("src/propose.rs", "every_ticket_is_answered_whatever_ends_the_wait"),
+            ("src/propose/tests.rs", "every_ticket_is_answered_whatever_ends_the_wait"),
             ("tests/store.rs", "a_ticket_is_answered_once_when_the_player_comes_to_it"),
             ("tests/store.rs", "a_node_closes_although_nobody_works_its_feed_off"),
         ],
@@ -270,7 +270,7 @@ const TRAPS: &[Trap] = &[
         shown_by: &[
             ("tests/net.rs", "entries_over_the_byte_bound_go_in_parts"),
             ("tests/net.rs", "four_gibibytes_declared_are_refused_before_and_after_the_handshake"),
-            ("src/propose.rs", "a_batch_is_bounded_by_commands_and_by_bytes"),
+            ("src/propose/tests.rs", "a_batch_is_bounded_by_commands_and_by_bytes"),
             ("tests/log_writes.rs", "one_read_is_bounded_in_bytes_but_never_empty"),
         ],
     },

@@ -1,0 +1,34 @@
+//! Who waits for a command.
+
+use crate::{error::Error, state::Applied};
+
+/// Called with what became of a command.
+type Answer = Box<dyn FnOnce(Result<&Applied, Error>) + Send>;
+
+/// The one who waits for a command. Dropped without an answer, it says `unavailable`.
+pub struct Ticket(Option<Answer>);
+
+impl Ticket {
+    pub fn new(answer: impl FnOnce(Result<&Applied, Error>) + Send + 'static) -> Self {
+        Self(Some(Box::new(answer)))
+    }
+
+    /// For a command whose outcome nobody waits for.
+    pub fn nobody() -> Self {
+        Self(None)
+    }
+
+    pub fn answer(mut self, result: Result<&Applied, Error>) {
+        if let Some(answer) = self.0.take() {
+            answer(result);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(answer) = self.0.take() {
+            answer(Err(Error::unavailable("the outcome is not known; try again")));
+        }
+    }
+}
