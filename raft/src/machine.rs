@@ -8,45 +8,36 @@
 //! - A node that installs a snapshot jumps over entries; the feed says so with [`Play::Installed`].
 //! - What is applied and not in a checkpoint yet is bounded: apply waits while a checkpoint is far behind it.
 
-use std::{
-    collections::VecDeque,
-    io,
-    path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+mod replica;
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::{Stream, TryStreamExt};
 use openraft::{
-    EntryPayload, RaftSnapshotBuilder, storage::EntryResponder, storage::RaftStateMachine, storage::Snapshot,
+    RaftSnapshotBuilder, storage::EntryResponder, storage::RaftStateMachine, storage::Snapshot,
     type_config::alias::SnapshotOf,
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::replica::Replica;
 use crate::{
     base::{self, Base, Copied, Found, Health, Point},
-    codec::{self, Kind},
-    command::{Batch, Command, Effect, NodeId},
+    command::NodeId,
     error::{Error, Result},
     kv::KeyBytes,
-    level::{Level, Levels},
+    level::Levels,
     net::SnapshotFile,
     propose::{Proposals, Ticket},
-    raft::{Done, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig},
+    raft::{Done, Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig},
     snapshot::Snapshots,
-    state::{Applied, Outcome, State},
-    wire::{WireLogId, WireSnapshotMeta, WireStoredMembership},
+    state::Applied,
+    wire::WireSnapshotMeta,
 };
 
-/// Applied indexes of which the state hash is remembered.
-pub const HASHES_KEPT: usize = 1024;
 /// How long changes may stay out of a checkpoint, about. What a start applies again is no more than that.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(4);
 /// Bytes of changes in memory after which a checkpoint is written at once. The more it takes together, the cheaper: sled
@@ -65,85 +56,6 @@ pub enum Play {
     Commands(Vec<(Applied, Ticket)>),
     /// The state jumped: whatever was attached here must be let go.
     Installed,
-}
-
-/// The applied state as everybody on this node reads it.
-pub struct Replica {
-    node: NodeId,
-    inner: Mutex<Inner>,
-    applied: watch::Sender<u64>,
-    proposals: Arc<Proposals>,
-    /// What this program knows.
-    levels: Levels,
-    /// Why apply has stopped for good.
-    failed: watch::Sender<Option<Error>>,
-    /// False while this start only applies again what an earlier one had applied: that is not played.
-    playing: AtomicBool,
-}
-
-struct Inner {
-    state: State,
-    applied: Option<LogId>,
-    membership: StoredMembership,
-    hashes: VecDeque<(u64, u128)>,
-}
-
-impl Inner {
-    fn point(&self) -> Point {
-        Point {
-            applied: self.applied.as_ref().map(WireLogId::from),
-            membership: WireStoredMembership::from(&self.membership),
-            hash: self.state.kv().sum().hash,
-            pairs: self.state.kv().sum().pairs,
-        }
-    }
-}
-
-impl Replica {
-    /// Reads the applied state. The closure must be short: apply waits for it.
-    pub fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
-        read(&self.lock().state)
-    }
-
-    /// As [`Replica::read`], with the index up to which the state is current.
-    pub fn read_at<T>(&self, read: impl FnOnce(&State, u64) -> T) -> T {
-        let inner = self.lock();
-        read(&inner.state, inner.applied.as_ref().map_or(0, |id| id.index))
-    }
-
-    /// The index up to which the state is current; changes as it does.
-    pub fn applied(&self) -> watch::Receiver<u64> {
-        self.applied.subscribe()
-    }
-
-    /// The state hash at an applied index, or the oldest and newest index of which it is known.
-    pub fn hash_at(&self, index: Option<u64>) -> std::result::Result<(u64, u128), (u64, u64)> {
-        let inner = self.lock();
-        let ends = (inner.hashes.front().map_or(0, |h| h.0), inner.hashes.back().map_or(0, |h| h.0));
-        let found = match index {
-            Some(index) => inner.hashes.iter().find(|(known, _)| *known == index),
-            None => inner.hashes.back(),
-        };
-        found.copied().ok_or(ends)
-    }
-
-    /// The newest state hashes, oldest first.
-    pub fn hashes(&self) -> Vec<(u64, u128)> {
-        self.lock().hashes.iter().copied().collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic inside apply ends the node; a reader that panicked changed nothing.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn note_applied(&self, inner: &mut Inner, id: LogId) {
-        inner.applied = Some(id);
-        if inner.hashes.len() == HASHES_KEPT {
-            inner.hashes.pop_front();
-        }
-        inner.hashes.push_back((id.index, inner.state.hash()));
-    }
 }
 
 /// The writing side, owned by openraft.
@@ -176,21 +88,8 @@ impl Machine {
         feed: mpsc::Sender<Play>,
         stop: CancellationToken,
     ) -> Result<(Self, oneshot::Receiver<()>)> {
-        let (applied, membership): (Option<LogId>, _) = match found.point {
-            Some(point) => (point.applied.map(LogId::from), point.membership.try_into()?),
-            None => (None, StoredMembership::default()),
-        };
-        let state = State::on(found.kv);
-        if let Some(level) = state.level() {
-            levels.check(level, "this node")?;
-        }
-        let hashes = applied.iter().map(|id| (id.index, state.hash())).collect();
-        let kept = applied;
-        let inner = Inner { state, applied, membership, hashes };
-        let applied = watch::channel(inner.applied.as_ref().map_or(0, |id| id.index)).0;
-        let failed = watch::channel(None).0;
-        let (inner, playing) = (Mutex::new(inner), false.into());
-        let replica = Arc::new(Replica { node, inner, applied, proposals, levels, failed, playing });
+        let replica = Arc::new(Replica::open(node, levels, proposals, found)?);
+        let kept = replica.lock().applied;
         let (alive, gone) = oneshot::channel();
         let checkpointed = Instant::now();
         let machine = Self { replica, base, snapshots, feed, stop, checkpointed, kept, thawed: 0, _alive: alive };
@@ -206,13 +105,13 @@ impl Machine {
         self.base.health()
     }
 
-    async fn apply_entry(&mut self, entry: crate::raft::Entry) -> Result<()> {
+    async fn apply_entry(&mut self, entry: Entry) -> Result<()> {
         let index = entry.log_id.index;
-        let play = self.replica.apply(entry).inspect_err(|e| self.replica.fail(e))?;
+        let play = self.replica.apply(entry)?;
         if let Some(play) = play {
             self.feed(play).await;
         }
-        self.replica.applied.send_replace(index);
+        self.replica.tell_applied(index);
         Ok(())
     }
 
@@ -286,85 +185,6 @@ impl Machine {
     }
 }
 
-impl Replica {
-    /// Applies one entry and says what is to be played of it.
-    fn apply(&self, entry: crate::raft::Entry) -> Result<Option<Play>> {
-        let id = entry.log_id;
-        let batch = match entry.payload {
-            EntryPayload::Normal(Payload(bytes)) => Some(
-                codec::decode::<Batch>(Kind::Batch, &bytes).map_err(|e| Error::fatal(not_understood(id.index, &e)))?,
-            ),
-            EntryPayload::Membership(membership) => {
-                self.lock().membership = StoredMembership::new(Some(id), membership);
-                None
-            }
-            EntryPayload::Blank => None,
-        };
-        batch.iter().try_for_each(|batch| self.check_levels(batch))?;
-        let outcome = {
-            let mut inner = self.lock();
-            let outcome = batch.as_ref().map(|batch| inner.state.apply(batch));
-            self.note_applied(&mut inner, id);
-            outcome
-        };
-        if let (Some(batch), Some(Outcome::Applied(_))) = (&batch, &outcome)
-            && batch.node == self.node
-            && self.proposals.is_outlived_by(batch.incarnation)
-        {
-            return Err(Error::fatal(format!(
-                "another process has started as this node (incarnation {}): is a copy of its data folder in use? Stop the \
-                 copy, then start this node again",
-                batch.incarnation
-            )));
-        }
-        // Outside the lock: a ticket that is let go calls back into code that may read the state.
-        Ok(batch.zip(outcome).and_then(|(batch, outcome)| self.plays(&batch, outcome)))
-    }
-
-    /// A level that this version does not know comes before the first command of that level.
-    fn check_levels(&self, batch: &Batch) -> Result<()> {
-        batch.commands.iter().try_for_each(|command| match command {
-            Command::SetLevel(level) => self.check_level(*level),
-            _ => Ok(()),
-        })
-    }
-
-    fn check_level(&self, level: Level) -> Result<()> {
-        self.levels.check(level, "this node").map_err(|e| Error::Fatal(e.why().to_owned()))
-    }
-
-    /// The reason in our own words, before openraft tells it in its own.
-    fn fail(&self, why: &Error) {
-        self.failed.send_replace(Some(why.clone()));
-    }
-
-    /// Why apply has stopped for good, once it has.
-    pub fn failed(&self) -> watch::Receiver<Option<Error>> {
-        self.failed.subscribe()
-    }
-
-    fn plays(&self, batch: &Batch, outcome: Outcome) -> Option<Play> {
-        let mine = batch.node == self.node;
-        let mut tickets = if mine { self.proposals.land(batch, &outcome) } else { Vec::new() }.into_iter();
-        let Outcome::Applied(commands) = outcome else { return None };
-        for effect in commands.iter().flat_map(|applied| &applied.effects) {
-            if let Effect::Down { node, incarnation } = effect
-                && *node == self.node
-            {
-                self.proposals.end_incarnation(*incarnation);
-            }
-        }
-        if mine && batch.incarnation == self.proposals.incarnation() {
-            self.playing.store(true, Ordering::Relaxed);
-        }
-        if !self.playing.load(Ordering::Relaxed) {
-            return None;
-        }
-        let with_ticket = |applied| (applied, tickets.next().unwrap_or_else(Ticket::nobody));
-        Some(Play::Commands(commands.into_iter().map(with_ticket).collect()))
-    }
-}
-
 impl RaftStateMachine<TypeConfig> for Machine {
     type SnapshotData = SnapshotFile;
     type SnapshotBuilder = Builder;
@@ -402,31 +222,14 @@ impl RaftStateMachine<TypeConfig> for Machine {
             _ = std::fs::remove_file(&file.path);
         }
         let Found { kv, point } = installed?;
-        let state = State::on(kv);
-        if let Some(level) = state.level() {
-            self.replica.check_level(level).inspect_err(|e| self.replica.fail(e))?;
-        }
         let point = point.ok_or_else(|| Error::fatal("a snapshot of no point"))?;
         self.kept = point.applied.map(LogId::from);
         // What was asked of the base before is done.
         self.thawed = self.base.written();
-        let membership = point.membership.try_into()?;
         let index = point.applied.map_or(0, |id| id.index);
-        let me = {
-            let mut inner = self.replica.lock();
-            inner.membership = membership;
-            inner.hashes.clear();
-            inner.state = state;
-            if let Some(id) = point.applied {
-                self.replica.note_applied(&mut inner, id.into());
-            }
-            inner.state.node(self.replica.node)
-        };
-        if let Some(me) = me {
-            self.replica.proposals.jump(me.incarnation, me.sequence, me.live);
-        }
+        self.replica.install(kv, point)?;
         self.feed(Play::Installed).await;
-        self.replica.applied.send_replace(index);
+        self.replica.tell_applied(index);
         Ok(())
     }
 
@@ -461,13 +264,6 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
 async fn answer<T>(asked: Asked<T>) -> Result<T> {
     asked.await.unwrap_or_else(|_| Err(Error::fatal("the checkpoint thread is gone")))
-}
-
-fn not_understood(index: u64, why: &Error) -> String {
-    format!(
-        "entry {index} of the log was made by a newer version of moim, and skipping it would fork the state ({why}). Start that \
-         version on this data folder; nothing in it is lost"
-    )
 }
 
 /// A file as openraft hands it on.

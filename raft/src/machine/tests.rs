@@ -1,14 +1,16 @@
 //! What openraft's own suite does not ask of the machine.
 
 use futures_util::stream;
-use openraft::entry::RaftEntry;
+use openraft::{EntryPayload, entry::RaftEntry};
 
 use super::*;
 use crate::{
-    command::{Command, Holder, Namespace, NodeInfo, Room, Sid, User},
+    codec::{self, Kind},
+    command::{Batch, Command, Holder, Namespace, NodeInfo, Room, Sid, User},
     level,
-    raft::Entry,
+    raft::Payload,
     state::list::Relation,
+    wire::WireLogId,
 };
 
 const PROPOSER: NodeId = 1;
