@@ -242,6 +242,7 @@ mod tests {
         assert_eq!((marker.cluster(), marker.path().exists()), (None, false), "nothing relies on it yet");
         marker.settle("abc").unwrap();
         marker.started(7, 3).unwrap();
+        marker.started(7, 2).unwrap();
         marker.applied(7, 40).unwrap();
         marker.applied(7, 30).unwrap();
         marker.started(8, 1).unwrap();
@@ -264,7 +265,7 @@ mod tests {
         fs::write(path(&dir), "abc\n").unwrap();
         let marker = Marker::open(&dir).unwrap();
         assert_eq!((marker.cluster().as_deref(), marker.life(7).incarnation), (Some("abc"), 0));
-        fs::write(path(&dir), "abc\nnode 0000000000000007 incarnation 2 applied 3 mood 4\ndisk 9\n").unwrap();
+        fs::write(path(&dir), "abc\ndisk 9\nnode 0000000000000007 incarnation 2 applied 3 mood 4\n").unwrap();
         assert_eq!(Marker::open(&dir).unwrap().life(7), Life { node: 7, incarnation: 2, applied: 3 });
     }
 

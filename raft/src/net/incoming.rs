@@ -102,6 +102,8 @@ mod tests {
         assert_eq!(open(7, 10).file.metadata().unwrap().len(), 5);
         assert_eq!(open(8, 10).file.metadata().unwrap().len(), 0);
         assert_eq!(open(7, 10).file.metadata().unwrap().len(), 0);
+        open(7, 10).file.write_all_at(b"more than it has", 0).unwrap();
+        assert_eq!(open(7, 10).file.metadata().unwrap().len(), 0, "it cannot be of this one");
         open(7, 10).file.write_all_at(b"state", 0).unwrap();
         open(7, 10).worthless("");
         assert_eq!(open(7, 10).file.metadata().unwrap().len(), 0);
