@@ -3,6 +3,8 @@
 
 #[allow(dead_code, reason = "each test uses what it needs of it")]
 mod disk;
+#[path = "model/naive.rs"]
+mod naive;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,19 +18,15 @@ use moim_raft::{
         replay::{Incomplete, ReplayLimit},
     },
 };
+use naive::{HISTORY, Model, NODES, ROOMS, USERS, Wish, is_guest};
 
 /// Long ones reach every bound, short ones many beginnings.
 const LONG: (u64, u64) = (100, 200);
 const SHORT: (u64, u64) = (9_900, 20);
 /// How many threads share them.
 const THREADS: u64 = 4;
-const HISTORY: usize = 8;
-const USERS: u64 = 5;
-const ROOMS: u64 = 4;
-const NODES: u64 = 3;
 /// As in the state.
 const EXITS_KEPT: usize = 16;
-const TAKEOVERS: (usize, u64) = (3, 10_000);
 
 /// xorshift64*: small, and the same everywhere.
 struct Rng(u64);
@@ -54,145 +52,8 @@ fn user(n: u64) -> User {
     User::new(format!("user {n}")).unwrap()
 }
 
-/// The last users are guests.
-fn is_guest(n: u64) -> bool {
-    n >= USERS - 2
-}
-
 fn sid(n: u64) -> Sid {
     Sid::parse(&format!("{n:020}")).unwrap()
-}
-
-#[derive(Clone)]
-struct Seat {
-    user: u64,
-    generation: u64,
-    /// Rooms that it entered, and where.
-    entered: BTreeMap<u64, u64>,
-    /// Rooms that it exited, from when to when.
-    exited: Vec<(u64, u64, u64)>,
-    node: u64,
-    incarnation: u64,
-    lost: bool,
-    first: u64,
-    /// When it was taken over while it was attached.
-    taken: Vec<u64>,
-}
-
-/// An entry, and which users were members when it was written.
-struct Entry {
-    position: u64,
-    room: u64,
-    what: String,
-    members: BTreeSet<u64>,
-}
-
-#[derive(Default)]
-struct Model {
-    position: u64,
-    clock: u64,
-    live: BTreeMap<u64, u64>,
-    seats: BTreeMap<u64, Seat>,
-    members: BTreeSet<(u64, u64)>,
-    /// Users that are present, and where one of their sessions was last attached.
-    present: BTreeMap<u64, u64>,
-    log: Vec<Entry>,
-    /// (user, room) and where it left.
-    leaves: Vec<(u64, u64, u64)>,
-}
-
-impl Model {
-    fn write(&mut self, room: u64, what: String) {
-        let members = self.members.iter().filter(|(r, _)| *r == room).map(|(_, user)| *user).collect();
-        self.log.push(Entry { position: self.position, room, what, members });
-    }
-
-    fn held(&mut self, by: &(u64, u64)) -> Option<&mut Seat> {
-        self.seats.get_mut(&by.0).filter(|seat| seat.generation == by.1)
-    }
-
-    /// Whether it is taken over too often; if not, that it is once more.
-    fn is_contested(&mut self, by: &(u64, u64)) -> bool {
-        let Some(seat) = self.held(by).cloned().filter(|seat| self.attached(seat)) else { return false };
-        let (now, (max, within)) = (self.clock, TAKEOVERS);
-        let contested = seat.taken.iter().filter(|at| now - **at < within).count() >= max;
-        self.held(by).unwrap().taken.extend((!contested).then_some(now));
-        contested
-    }
-
-    fn leave(&mut self, room: u64, user: u64) {
-        self.write(room, format!("-{user}"));
-        self.members.remove(&(room, user));
-        self.leaves.push((user, room, self.position));
-    }
-
-    fn end(&mut self, sid: u64) {
-        let user = self.seats.remove(&sid).unwrap().user;
-        if self.seats.values().any(|seat| seat.user == user) {
-            return;
-        }
-        self.present.remove(&user);
-        if is_guest(user) {
-            for room in (0..ROOMS).filter(|room| self.members.contains(&(*room, user))).collect::<Vec<_>>() {
-                self.position += 1;
-                self.leave(room, user);
-            }
-        }
-    }
-
-    fn attached(&self, seat: &Seat) -> bool {
-        !seat.lost && self.live.get(&seat.node) == Some(&seat.incarnation)
-    }
-
-    fn is_away(&self, user: u64) -> bool {
-        self.present.contains_key(&user) && !self.seats.values().any(|seat| seat.user == user && self.attached(seat))
-    }
-
-    fn rooms(&self, seat: &Seat) -> BTreeSet<u64> {
-        let joined = self.members.iter().filter(|(_, user)| *user == seat.user).map(|(room, _)| *room);
-        joined.chain(seat.entered.keys().copied()).collect()
-    }
-
-    fn kept(&self, room: u64) -> Vec<(u64, String)> {
-        let all: Vec<_> = self.log.iter().filter(|e| e.room == room).map(|e| (e.position, e.what.clone())).collect();
-        all[all.len().saturating_sub(HISTORY)..].to_vec()
-    }
-
-    /// The last entry of a room that is not kept any more.
-    fn floor(&self, room: u64) -> u64 {
-        let mut gone = self.log.iter().rev().filter(|e| e.room == room).skip(HISTORY);
-        gone.next().map_or(0, |e| e.position)
-    }
-
-    fn due(&self, seat: &Seat, offset: u64, seam: u64) -> Vec<(u64, String)> {
-        let offset = offset.max(seat.first);
-        let heard = |e: &&Entry| {
-            let was_in =
-                |(room, from, to): &(u64, u64, u64)| *room == e.room && *from < e.position && e.position <= *to;
-            e.members.contains(&seat.user)
-                || seat.entered.get(&e.room).is_some_and(|entered| *entered < e.position)
-                || seat.exited.iter().any(was_in)
-        };
-        let due = self.log.iter().filter(|e| e.position > offset && e.position <= seam).filter(heard);
-        due.map(|e| (e.position, e.what.clone())).collect()
-    }
-}
-
-/// What a script can ask for, in the model's words. A holder is (sid, generation).
-enum Wish {
-    Open(u64, u64),
-    Resume((u64, u64)),
-    Lost(Vec<(u64, u64)>),
-    Expire(Vec<(u64, u64)>),
-    Close((u64, u64)),
-    Join((u64, u64), u64),
-    Leave((u64, u64), u64),
-    Enter((u64, u64), u64),
-    Exit((u64, u64), u64),
-    Say((u64, u64), u64),
-    Down(u64),
-    /// Users, and where each was last attached.
-    Offline(Vec<(u64, u64)>),
 }
 
 struct Run {
@@ -269,83 +130,6 @@ impl Run {
         }
     }
 
-    /// The model's own idea of a command; whether it took effect.
-    fn carry_out(model: &mut Model, node: u64, incarnation: u64, wish: Wish) -> bool {
-        model.position += 1;
-        let position = model.position;
-        match wish {
-            Wish::Open(n, user) => {
-                let (generation, entered) = (1, BTreeMap::new());
-                let exited = Vec::new();
-                let (lost, first, taken) = (false, position, Vec::new());
-                let seat = Seat { user, generation, entered, exited, node, incarnation, lost, first, taken };
-                model.seats.insert(n, seat);
-                model.present.insert(user, position);
-            }
-            Wish::Resume(by) => {
-                if model.is_contested(&by) {
-                    return false;
-                }
-                let Some(seat) = model.held(&by) else { return false };
-                *seat = Seat { generation: by.1 + 1, node, incarnation, lost: false, ..seat.clone() };
-                let user = seat.user;
-                model.present.insert(user, position);
-            }
-            Wish::Lost(all) => all.iter().for_each(|by| _ = model.held(by).map(|seat| seat.lost = true)),
-            Wish::Expire(all) => {
-                for by in all {
-                    if model.held(&by).cloned().is_some_and(|seat| !model.attached(&seat)) {
-                        model.end(by.0);
-                    }
-                }
-            }
-            Wish::Close(by) => {
-                if model.held(&by).is_none() {
-                    return false;
-                }
-                model.end(by.0);
-            }
-            Wish::Join(by, room) => {
-                let Some(user) = model.held(&by).map(|seat| seat.user) else { return false };
-                if model.members.insert((room, user)) {
-                    model.write(room, format!("+{user}"));
-                }
-            }
-            Wish::Leave(by, room) => {
-                let Some(user) = model.held(&by).map(|seat| seat.user) else { return false };
-                if !model.members.contains(&(room, user)) {
-                    return false;
-                }
-                model.leave(room, user);
-            }
-            Wish::Enter(by, room) => {
-                let Some(seat) = model.held(&by) else { return false };
-                seat.entered.entry(room).or_insert(position);
-            }
-            Wish::Exit(by, room) => {
-                let Some(seat) = model.held(&by) else { return false };
-                let Some(since) = seat.entered.remove(&room) else { return false };
-                seat.exited.push((room, since, position));
-            }
-            Wish::Say(by, room) => {
-                let Some(seat) = model.held(&by).cloned() else { return false };
-                if !model.rooms(&seat).contains(&room) {
-                    return false;
-                }
-                model.write(room, format!("{}: hello", seat.user));
-            }
-            Wish::Down(node) => _ = model.live.remove(&node),
-            Wish::Offline(users) => {
-                for (user, attached) in users {
-                    if model.is_away(user) && model.present[&user] == attached {
-                        model.present.remove(&user);
-                    }
-                }
-            }
-        }
-        true
-    }
-
     fn apply(&mut self, batch: &Batch) -> Outcome {
         let outcome = self.state.apply(batch);
         self.disk.apply(batch, &outcome);
@@ -389,7 +173,7 @@ impl Run {
         for _ in 0..=self.rng.below(4) {
             let wish = self.wish();
             commands.push(self.command(&wish));
-            worked.push(Self::carry_out(&mut self.model, node, incarnation, wish));
+            worked.push(self.model.carry_out(node, incarnation, wish));
             positions.push(self.model.position);
         }
         self.incarnations.insert(node, (incarnation, sequence + 1));
@@ -438,7 +222,24 @@ impl Run {
         }
         let away: BTreeSet<User> = state.away(&state.lost_sessions()).into_iter().map(|away| away.user).collect();
         assert_eq!(away, (0..USERS).filter(|n| model.is_away(*n)).map(user).collect());
+        self.compare_rows();
         self.compare_replays();
+    }
+
+    /// Nothing is left behind that nobody would ever find again: each table has as many rows as the model has reasons.
+    fn compare_rows(&self) {
+        let mut rows = BTreeMap::new();
+        for (key, _) in self.state.pairs() {
+            *rows.entry(key[0]).or_insert(0) += 1;
+        }
+        for (table, reasons) in self.model.rows() {
+            assert_eq!(rows.remove(&table).unwrap_or(0), reasons, "rows of table {table:#x}");
+        }
+        // Each is about a session or a user of one.
+        for table in naive::BOUNDED {
+            assert!(rows.remove(&table).unwrap_or(0) <= self.model.seats.len(), "rows of table {table:#x}");
+        }
+        assert!(rows.into_keys().eq([naive::META]), "a table that the model does not know");
     }
 
     fn compare_replays(&mut self) {
