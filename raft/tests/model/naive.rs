@@ -8,8 +8,9 @@ pub const ROOMS: u64 = 4;
 pub const NODES: u64 = 3;
 /// The table of single values.
 pub const META: u8 = 0x01;
-/// Tables of which the model only knows how long they may be: sessions that were taken over, spans that were dropped.
-pub const BOUNDED: [u8; 2] = [0x15, 0x25];
+/// Tables with a row for some rows of another: of sessions, those that were taken over; of users with sessions, those of whom
+/// a span was dropped.
+pub const EACH_OF: [(u8, u8); 2] = [(0x15, 0x10), (0x25, 0x12)];
 const TAKEOVERS: (usize, u64) = (3, 10_000);
 
 /// The last users are guests.
