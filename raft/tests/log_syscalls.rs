@@ -26,7 +26,8 @@ async fn child_that_writes() {
         Ok(log) => log,
         Err(e) => return println!("did not open: {e}"),
     };
-    for index in 0..ENTRIES {
+    let next = log.get_log_state().await.unwrap().last_log_id.map_or(0, |id| id.index + 1);
+    for index in next..ENTRIES {
         let outcome = match queue(&mut log, 1, index..index + 1).await {
             Ok(outcome) => outcome.await.expect("everybody is answered"),
             Err(e) => Err(e),
@@ -176,4 +177,19 @@ async fn files_and_folder_are_synced_in_order_and_nothing_is_acknowledged_before
     }
     assert!(in_folder, "the last removal is not synced");
     assert!(counts[0] > 5 && counts[1] > 2 && counts[2] == ENTRIES, "{counts:?}\n{trace}");
+}
+
+/// The kernel may keep what a failed sync was about as if it were on the disk, and the next sync succeeds without it.
+#[tokio::test]
+async fn what_a_failed_sync_was_about_is_written_again_before_it_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let Some(child) = strace(&["-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=4"], &log) else {
+        return;
+    };
+    assert!(String::from_utf8_lossy(&child.stdout).contains("final: "), "the fault must hit");
+    let again = strace(&["-e", "trace=pwrite64,fdatasync,fsync"], &log).expect("it ran a moment ago");
+    let trace = String::from_utf8_lossy(&again.stderr).into_owned();
+    let first = seen(&trace).into_iter().next();
+    assert!(matches!(first, Some(Seen::Wrote(_))), "{first:?}\n{trace}");
 }

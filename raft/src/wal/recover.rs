@@ -6,6 +6,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::Read,
+    os::unix::fs::FileExt,
     path::Path,
 };
 
@@ -30,8 +31,8 @@ pub struct Recovered {
 }
 
 /// Reads the log in `dir`, one segment at a time, handing every record to `visit` in order, with where it lies. Removes what an interrupted start or end of a
-/// segment has left, and cuts off a torn tail. Syncs the end of the log, for the bytes it has just vouched for may still
-/// be in memory only, left there by a killed process.
+/// segment has left, and cuts off a torn tail. Writes the end of the log again and syncs it, for the bytes it has just vouched
+/// for may still be in memory only: left there by a killed process, or by a sync that failed.
 pub fn recover(dir: &Path, mut visit: impl FnMut(Record<'_>, Place) -> Result<()>) -> Result<Recovered> {
     let mut numbers = list(dir)?;
     let mark = Mark::open(dir, numbers.is_empty())?;
@@ -86,7 +87,7 @@ pub fn recover(dir: &Path, mut visit: impl FnMut(Record<'_>, Place) -> Result<()
             format!("its oldest file is segment {}, earlier ones are missing", state.segments[0].number),
         );
     }
-    let file = settle(dir, end).map_err(|e| Error::fatal(format!("cannot settle {end}: {e}")))?;
+    let file = settle(dir, &bytes, mark.at(), end).map_err(|e| Error::fatal(format!("cannot settle {end}: {e}")))?;
     remove(dir, &numbers)?;
     Ok(Recovered { mark, state, open: open.map(|header| (header, file)), end })
 }
@@ -144,9 +145,14 @@ fn check_tail(dir: &Path, tail: &[u8], torn: bool, header: &Header, end: Place, 
     Ok(())
 }
 
-/// Ends the file of the last segment at `end`, and makes sure that it is on the disk.
-fn settle(dir: &Path, end: Place) -> std::io::Result<File> {
+/// Ends the file of the last segment, which begins with `bytes`, at `end`, and makes sure that it is on the disk.
+///
+/// What lies behind the mark is written once more: after a sync that has failed the kernel may keep the pages as if they were
+/// on the disk, and the next sync succeeds without writing them.
+fn settle(dir: &Path, bytes: &[u8], mark: Place, end: Place) -> std::io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).open(segment::path(dir, end.segment))?;
+    let synced = if mark.segment == end.segment { mark.offset } else { 0 };
+    file.write_all_at(&bytes[synced as usize..end.offset as usize], synced)?;
     file.set_len(end.offset)?;
     file.sync_all()?;
     segment::sync_dir(dir)?;
