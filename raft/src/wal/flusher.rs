@@ -23,7 +23,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    Failure, GROUP_BYTES_MAX, Hint, Job, Options,
+    Failure, GROUP_BYTES_MAX, Hint, Job, Options, Reach,
     mark::Mark,
     record::{self, Place, Record},
     recover::Recovered,
@@ -45,6 +45,8 @@ pub struct Flusher {
     /// Where the file ends: zeros lie between.
     file_end: u64,
     hint: Arc<Mutex<Hint>>,
+    /// Jobs that were taken from the queue.
+    jobs: u64,
     buffer: Vec<u8>,
     bytes: Arc<AtomicU64>,
     failure: Arc<watch::Sender<Option<Failure>>>,
@@ -79,6 +81,7 @@ impl Flusher {
             end,
             file_end: end.offset,
             hint,
+            jobs: 0,
             buffer: Vec::new(),
             bytes,
             failure,
@@ -131,14 +134,19 @@ impl Flusher {
             bytes += job.bytes();
             group.push(job);
         }
+        self.jobs += group.len() as u64;
         Some((group, self.marked.elapsed() >= self.options.mark_every))
     }
 
     /// Whether there is nothing to do until somebody asks. Whoever hints from now on asks as well.
     fn rests(&self) -> bool {
         let mut hint = self.hint();
-        hint.resting = hint.point(self.state.span.next).is_none() && self.mark.at() == self.end;
+        hint.resting = hint.point(self.reach()).is_none() && self.mark.at() == self.end;
         hint.resting
+    }
+
+    fn reach(&self) -> Reach {
+        Reach { next: self.state.span.next, jobs: self.jobs }
     }
 
     fn hint(&self) -> MutexGuard<'_, Hint> {
@@ -148,7 +156,7 @@ impl Flusher {
     /// One write and one sync for the whole group, and a commit point with it: of its own it is not written before the mark is.
     fn write(&mut self, group: &mut [Job]) -> io::Result<()> {
         let alone = group.iter().all(|job| job.records.is_empty());
-        if alone && (!group.is_empty() || self.hint().point(self.state.span.next).is_none()) {
+        if alone && (!group.is_empty() || self.hint().point(self.reach()).is_none()) {
             return Ok(());
         }
         if self.end.offset >= self.options.segment_bytes {
@@ -162,7 +170,7 @@ impl Flusher {
             job.place = Place { offset: self.end.offset + self.buffer.len() as u64, ..self.end };
             job.records.iter().try_for_each(|record| self.add(record))?;
         }
-        let committed = self.hint().take(self.state.span.next);
+        let committed = self.hint().take(self.reach());
         committed.iter().try_for_each(|record| self.add(record))?;
         fail::point("log-before-write")?;
         self.file.write_all_at(&self.buffer, self.end.offset)?;

@@ -167,23 +167,39 @@ impl Job {
     }
 }
 
+/// How far the file, and what is about to be written to it, has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reach {
+    /// The index behind the last entry.
+    next: u64,
+    /// Jobs since the log was opened.
+    jobs: u64,
+}
+
+impl Reach {
+    fn covers(self, other: Self) -> bool {
+        // An index alone may be that of an entry which a job on its way takes out.
+        self.next >= other.next && self.jobs >= other.jobs
+    }
+}
+
 /// The newest commit point, until it is written.
 #[derive(Default)]
 struct Hint {
-    /// With the index behind the last entry that it is about.
-    committed: Option<(u64, Record<'static>)>,
+    /// With where the file has to be before it means the entries that it is about.
+    committed: Option<(Reach, Record<'static>)>,
     /// The flusher sleeps until a job comes.
     resting: bool,
 }
 
 impl Hint {
-    /// The commit point of a log that goes up to `next`.
-    fn point(&self, next: u64) -> Option<&Record<'static>> {
-        self.committed.as_ref().filter(|(behind, _)| *behind <= next).map(|(_, record)| record)
+    /// The commit point, if the file may say so by now.
+    fn point(&self, file: Reach) -> Option<&Record<'static>> {
+        self.committed.as_ref().filter(|(from, _)| file.covers(*from)).map(|(_, record)| record)
     }
 
-    fn take(&mut self, next: u64) -> Option<Record<'static>> {
-        self.committed.take_if(|(behind, _)| *behind <= next).map(|(_, record)| record)
+    fn take(&mut self, file: Reach) -> Option<Record<'static>> {
+        self.committed.take_if(|(from, _)| file.covers(*from)).map(|(_, record)| record)
     }
 }
 
@@ -191,6 +207,8 @@ impl Hint {
 pub struct Wal {
     queue: Mutex<Option<Sender<Job>>>,
     hint: Arc<Mutex<Hint>>,
+    /// Jobs that were queued since the opening; changed under the queue's lock.
+    jobs: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
     room: Arc<Semaphore>,
     bytes: Arc<AtomicU64>,
@@ -221,6 +239,7 @@ impl Wal {
         Ok(Self {
             queue: Mutex::new(Some(queue)),
             hint,
+            jobs: AtomicU64::new(0),
             thread: Mutex::new(Some(thread)),
             room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
             bytes,
@@ -241,17 +260,19 @@ impl Wal {
     pub fn submit(&self, records: Vec<Record<'static>>, room: Room, done: Done) {
         let job = Job { records, place: Place::default(), done, _room: room };
         if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
+            self.jobs.fetch_add(1, Ordering::Relaxed);
             // A flusher that is gone cannot take it: then it is dropped, which answers it.
             let _ = queue.send(job);
         }
     }
 
-    /// Notes that all entries up to `index` are committed; the file will say so in `committed`. The flusher is woken only when it
+    /// Notes that all entries up to `index`, as submitted so far, are committed; the file will say so in `committed`. The flusher is woken only when it
     /// would sleep for good: a wake-up for each would cost a node as much as a message to a peer.
     pub async fn hint(&self, index: u64, committed: Record<'static>) {
         let woken = {
             let mut hint = self.hint.lock().unwrap_or_else(PoisonError::into_inner);
-            hint.committed = Some((index + 1, committed));
+            let from = Reach { next: index + 1, jobs: self.jobs.load(Ordering::Relaxed) };
+            hint.committed = Some((from, committed));
             std::mem::take(&mut hint.resting)
         };
         if woken {
@@ -326,10 +347,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_commit_point_is_not_written_before_its_entries() {
-        let mut hint = Hint { committed: Some((5, Record::Committed(b"4".into()))), resting: false };
-        assert!(hint.point(4).is_none() && hint.take(4).is_none());
-        assert!(hint.point(5).is_some() && hint.take(5).is_some());
-        assert!(hint.point(5).is_none() && hint.take(5).is_none());
+    fn a_commit_point_is_not_written_before_its_entries_nor_for_those_that_they_replace() {
+        let reach = |next, jobs| Reach { next, jobs };
+        let mut hint = Hint { committed: Some((reach(5, 3), Record::Committed(b"4".into()))), resting: false };
+        // The second: the entries from an earlier term, of which a truncation is still queued.
+        for early in [reach(4, 3), reach(9, 2)] {
+            assert!(hint.point(early).is_none() && hint.take(early).is_none());
+        }
+        assert!(hint.point(reach(5, 3)).is_some() && hint.take(reach(5, 3)).is_some());
+        assert!(hint.point(reach(5, 3)).is_none() && hint.take(reach(5, 3)).is_none());
     }
 }
