@@ -66,10 +66,10 @@ impl Consensus {
         self.metrics().membership_config.membership().get_node(&id).cloned()
     }
 
-    /// Whether the configuration is known, and this node is not in it.
+    /// Whether the configuration is known, and this node is not in it. The committed one: until then its vote may be needed.
     pub fn does_without(&self, id: NodeId) -> bool {
         let metrics = self.metrics();
-        let mut members = metrics.membership_config.membership().nodes().peekable();
+        let mut members = metrics.committed_membership_config.membership().nodes().peekable();
         members.peek().is_some() && members.all(|(member, _)| *member != id)
     }
 

@@ -1,13 +1,18 @@
 //! A leader that stops between the two steps of a change. Inside the crate, because only here a change can be left half done.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use openraft::{EntryPayload, Membership};
 
 use crate::{
     cluster::{Cluster, until},
     command::Command,
-    raft::NodeId,
+    error::Error,
+    raft::{NodeId, Peer},
+    store::Store,
 };
 
 /// Four nodes, three voters: where the leader is, the learner, and the voter whose place it is to take.
@@ -42,6 +47,19 @@ fn a_leader_that_is_no_member_any_more_is_waited_for_in_peace() {
     told.recv_timeout(Duration::from_secs(90)).expect("it goes on");
 }
 
+/// The first step and the second of a change that has this node take the place of that one.
+fn steps(store: &Store, new: NodeId, old: NodeId) -> [Membership<NodeId, Peer>; 2] {
+    let membership = store.changes().consensus.metrics().membership_config.membership().clone();
+    let before: BTreeSet<NodeId> = membership.voter_ids().collect();
+    let mut after = before.clone();
+    after.remove(&old);
+    after.insert(new);
+    let mut nodes: BTreeMap<_, _> = membership.nodes().map(|(id, peer)| (*id, peer.clone())).collect();
+    let joint = Membership::new(vec![before, after.clone()], nodes.clone()).unwrap();
+    nodes.remove(&old);
+    [joint, Membership::new(vec![after], nodes).unwrap()]
+}
+
 async fn a_half_done_change() {
     let (mut c, leader, learner, old) = three_and_one().await;
     let (new_id, old_id, leader_id) = (c.store(learner).node(), c.store(old).node(), c.store(leader).node());
@@ -50,14 +68,7 @@ async fn a_half_done_change() {
         // The leader's own task must not be quicker than its end.
         let _held = store.changes().state.lock.lock().await;
         let raft = store.changes().consensus.raft.clone();
-        let membership = store.changes().consensus.metrics().membership_config.membership().clone();
-        let before: BTreeSet<NodeId> = membership.voter_ids().collect();
-        let mut after = before.clone();
-        after.remove(&old_id);
-        after.insert(new_id);
-        let nodes: std::collections::BTreeMap<_, _> =
-            membership.nodes().map(|(id, peer)| (*id, peer.clone())).collect();
-        let joint = Membership::new(vec![before, after], nodes).unwrap();
+        let [joint, _] = steps(&store, new_id, old_id);
         raft.append_membership(joint, EntryPayload::Blank, []).await.unwrap();
         assert_eq!(store.changes().consensus.configs().0.len(), 2);
         until(|| c.running().all(|node| node.store.changes().consensus.configs().0.len() == 2)).await;
@@ -98,4 +109,32 @@ async fn a_removal_whose_leader_stopped_after_its_first_step_is_finished_by_the_
     until(|| !c.store(learner).status().voters.contains(&old_id)).await;
     until(|| c.store(old).is_removed()).await;
     c.node(learner).call(Command::EndDrain { node: 0 }).await;
+}
+
+/// A leader acts on a configuration as soon as it has it, and the next leader may still need the vote that it takes away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_voter_is_not_sent_away_before_that_is_committed() {
+    let (mut c, leader, learner, old) = three_and_one().await;
+    let (old_id, new_id) = (c.store(old).node(), c.store(learner).node());
+    let other = (0..4).find(|i| ![leader, learner, old].contains(i)).unwrap();
+    let store = c.store(leader);
+    let held = store.changes().state.lock.lock().await;
+    c.node(leader).call(Command::Removed { node: old_id }).await;
+    let raft = store.changes().consensus.raft.clone();
+    let [joint, alone] = steps(&store, new_id, old_id);
+    raft.append_membership(joint, EntryPayload::Blank, []).await.unwrap();
+    until(|| c.running().all(|node| node.store.changes().consensus.configs().0.len() == 2)).await;
+    until(|| c.store(old).read(|state| state.is_removed(old_id))).await;
+    c.stop(other).await;
+    c.stop(learner).await;
+    let second = tokio::spawn(async move { raft.append_membership(alone, EntryPayload::Blank, []).await });
+    until(|| store.changes().consensus.configs().0.len() == 1).await;
+    // It knocks five times in that time.
+    let sent_away = tokio::time::timeout(Duration::from_secs(1), c.store(old).fatal()).await;
+    assert!(sent_away.is_err(), "nobody else has heard of it yet: {sent_away:?}");
+    drop(held);
+    c.reopen(other).await;
+    c.reopen(learner).await;
+    second.await.unwrap().unwrap();
+    assert!(matches!(c.store(old).fatal().await, Error::Refused(_)));
 }
