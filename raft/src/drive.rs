@@ -55,7 +55,7 @@ impl Driver {
                 return self.leave().await;
             }
             self.started.send_replace(false);
-            self.proposals.refuse("this node was declared down and is starting again");
+            self.proposals.refuse("this node was declared down, or has fallen behind the log, and is starting again");
             tokio::time::sleep(RESTART).await;
         }
     }

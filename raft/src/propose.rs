@@ -206,15 +206,21 @@ impl Proposals {
 
     /// Whether this node lives, and that incarnation is a later one: then another process runs as this node.
     pub fn is_outlived_by(&self, incarnation: Incarnation) -> bool {
-        let landed = *self.landed.borrow();
-        let lives = landed.incarnation > 0 && landed.incarnation == self.incarnation() && !landed.over;
-        lives && incarnation > landed.incarnation
+        self.lives() && incarnation > self.incarnation()
     }
 
-    /// A snapshot says how far this node's batches have come; what became of them one by one is not known any more.
+    /// Whether the start of this incarnation has landed, and not its end.
+    fn lives(&self) -> bool {
+        let landed = *self.landed.borrow();
+        landed.incarnation > 0 && landed.incarnation == self.incarnation() && !landed.over
+    }
+
+    /// A snapshot says how far this node's batches have come; what became of them one by one is not known any more. So one
+    /// that lived starts again: sessions may be attached to it that nobody here knows of.
     pub fn jump(&self, incarnation: Incarnation, sequence: u64, live: bool) {
+        let lived = self.lives();
         drop(self.touch_down(Landed { incarnation, sequence, over: false }));
-        if !live {
+        if lived || !live {
             self.end_incarnation(incarnation);
         }
     }

@@ -161,3 +161,18 @@ fn what_is_said_of_an_earlier_incarnation_does_not_end_this_one() {
     assert_eq!(heard.lock().unwrap().len(), 1);
     assert!(proposals.landed().borrow().over);
 }
+
+#[test]
+fn a_jump_over_entries_ends_the_incarnation_that_lived_and_no_other() {
+    let (heard, proposals) = (Heard::default(), Proposals::default());
+    proposals.begin(5);
+    proposals.fly(9, 5, 1, vec![Command::Started(Default::default())], vec![ticket(&heard, "start")]);
+    proposals.jump(4, 30, true);
+    assert!(!proposals.landed().borrow().over && heard.lock().unwrap().is_empty(), "an earlier one, before its start");
+    proposals.jump(5, 1, true);
+    assert_eq!(*proposals.landed().borrow(), Landed { incarnation: 5, sequence: 1, over: false }, "it has started");
+    proposals.fly(9, 5, 2, vec![say("1".into())], vec![ticket(&heard, "one")]);
+    proposals.jump(5, 2, true);
+    assert!(proposals.landed().borrow().over, "who was seated by what was jumped over has no seat");
+    assert_eq!(heard.lock().unwrap().len(), 2);
+}
