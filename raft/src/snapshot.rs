@@ -26,6 +26,7 @@ use crate::{
     error::{Error, Result},
     fail,
     kv::Sum,
+    wire::WireLogId,
 };
 
 /// Bytes of rows after which a part is closed.
@@ -242,6 +243,18 @@ impl Reading {
             false => Err(damaged("it does not add up to its hash")),
         }
     }
+}
+
+/// Reads the whole file, which has to be of that point.
+///
+/// # Errors
+/// `Refused` when it is damaged, or of another point.
+pub fn check(path: &Path, last: Option<WireLogId>) -> Result<()> {
+    let reading = Reading::open(path)?;
+    if reading.point().applied != last {
+        return Err(Error::refused("the snapshot is of another point than its offer said"));
+    }
+    reading.for_each(|_, _| Ok(()))
 }
 
 /// Hands on the rows of one part; `None` says that they are not rows.

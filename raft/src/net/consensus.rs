@@ -1,6 +1,6 @@
 //! openraft's receiving side, and when this node last heard from its leader.
 
-use std::sync::Arc;
+use std::{fs, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use openraft::{
@@ -17,6 +17,8 @@ use super::SnapshotFile;
 use crate::{
     error::{Error, Result},
     raft::{SnapshotMeta, TypeConfig, Vote},
+    snapshot,
+    wire::WireLogId,
 };
 
 /// What the network needs of Raft. openraft is one; tests have another.
@@ -72,6 +74,22 @@ impl<SM: RaftStateMachine<TypeConfig>> RaftConsensus<SM> {
     pub fn new(raft: Raft<TypeConfig, SM>, heard: Heard) -> Self {
         Self { raft, heard }
     }
+
+    /// For openraft a state machine that cannot install is at its end, so what the sender's disk has damaged must not get there.
+    async fn install_whole(&self, vote: Vote, meta: SnapshotMeta, file: SnapshotFile) -> Result<Vote>
+    where
+        SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotFile>,
+    {
+        let (path, last) = (file.path.clone(), meta.last_log_id.as_ref().map(WireLogId::from));
+        let whole = move || snapshot::check(&path, last);
+        tokio::task::spawn_blocking(whole).await.map_err(Error::fatal)??;
+        let reply = self.raft.install_full_snapshot(vote, Snapshot { meta, snapshot: file }).await;
+        let reply = reply.map_err(Error::unavailable)?;
+        if reply.vote == vote {
+            self.heard.now();
+        }
+        Ok(reply.vote)
+    }
 }
 
 impl<SM> Consensus for RaftConsensus<SM>
@@ -109,12 +127,11 @@ where
 
     fn install(&self, vote: Vote, meta: SnapshotMeta, file: SnapshotFile) -> BoxFuture<'_, Result<Vote>> {
         Box::pin(async move {
-            let snapshot = Snapshot { meta, snapshot: file };
-            let reply = self.raft.install_full_snapshot(vote, snapshot).await.map_err(Error::unavailable)?;
-            if reply.vote == vote {
-                self.heard.now();
-            }
-            Ok(reply.vote)
+            let path = file.path.clone();
+            let installed = self.install_whole(vote, meta, file).await;
+            // It has another name by now if it was installed. openraft passes over one that it does not need.
+            _ = fs::remove_file(path);
+            installed
         })
     }
 
@@ -122,3 +139,6 @@ where
         Box::pin(async move { self.raft.is_initialized().await.map_err(Error::unavailable) })
     }
 }
+
+#[cfg(test)]
+mod tests;
