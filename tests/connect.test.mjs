@@ -105,6 +105,48 @@ for (const [name, transports] of Object.entries(TRANSPORTS)) {
   }));
 }
 
+/// Packets of several namespaces, or several of one, in one post or one segment: a stock client's `disconnect().connect()`.
+const PACKETS = {
+  polling: async (node) => {
+    const path = `${node.url}/socket.io/?EIO=4&transport=polling`;
+    const { sid } = JSON.parse((await (await fetch(path)).text()).slice(1));
+    const say = async (...packets) => (await fetch(`${path}&sid=${sid}`, { method: "POST", body: packets.join("\x1e") })).text();
+    const heard = async () => (await fetch(`${path}&sid=${sid}`)).text();
+    return { say, heard, ended: async () => assert.match(await heard(), /Session ID unknown/), close: () => say("1") };
+  },
+  websocket: async (node) => {
+    const raw = await Raw.open(node.client);
+    const say = (...packets) => {
+      raw.socket.cork();
+      packets.forEach((packet) => raw.send(packet));
+      raw.socket.uncork();
+    };
+    const heard = async () => {
+      await raw.next(() => true);
+      return raw.packets.splice(0).join("\x1e");
+    };
+    return { say, heard, ended: () => eventually("closed", () => raw.closed), close: () => raw.destroy() };
+  },
+};
+
+for (const [name, open] of Object.entries(PACKETS)) {
+  test(`left and asked for again in one breath, a CONNECT more is noticed still: ${name}`, { timeout: 60_000 }, withCluster({ nodes: 1 }, async ({ cluster }) => {
+    const [first, second, third] = ["first", "second", "third"].map(unique);
+    const connect = (user) => `40${NS},${JSON.stringify({ user })}`;
+    const client = await open(cluster.nodes[0]);
+    const ready = async (user) => {
+      while (!(await client.heard()).includes(`42${NS},["ready",{"user":"${user}"`));
+    };
+    await client.say(connect(first));
+    await ready(first);
+    await client.say(`41${NS},`, connect(second));
+    await ready(second);
+    await client.say(connect(third));
+    await client.ended();
+    await client.close();
+  }));
+}
+
 const LIMITED = { nodes: 1, settings: { "limits.sessions-per-user": 2 } };
 
 test("one session more than a user may have", { timeout: 60_000 }, withCluster(LIMITED, async ({ cluster, step }) => {

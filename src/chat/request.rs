@@ -113,7 +113,10 @@ impl DisconnectHandler<PeerAdapter, Goodbye> for Goodbye {
         // Its own `disconnect()`, or a handler's: either is final, for this namespace alone.
         if matches!(reason, DisconnectReason::ClientNSDisconnect | DisconnectReason::ServerNSDisconnect) {
             seat.vacate();
-            self.transport.left(socket.ns());
+            // What the client says was heard when it came, perhaps with the CONNECT behind it, which stays known.
+            if reason == DisconnectReason::ServerNSDisconnect {
+                self.transport.left(socket.ns());
+            }
             if self.queue.try_send(Job::Close).is_err() {
                 chat.give_up(&seat);
             }
