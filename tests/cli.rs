@@ -8,6 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::{Json, Router, http::Uri, routing::get};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
 fn moim(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_moim"));
     command.args(args).stdin(Stdio::null());
@@ -111,6 +116,24 @@ fn nobody_to_ask_exits_1_and_says_how_to_name_a_node() {
     let (code, error) = end(moim(&["status", "--admin", &free.to_string()]));
     assert_eq!(code, Some(1));
     assert!(error.contains("--admin HOST:PORT"), "{error}");
+}
+
+/// Each of three machines has its admin on loopback: an address that all of them name is that of whoever reads it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_meant_for_one_node_is_passed_on_by_whichever_is_asked() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let nodes = ["a", "b", "c"].map(|name| json!({ "name": name, "admin": address }));
+    let (tell, mut posted) = mpsc::unbounded_channel();
+    let post = async move |uri: Uri| tell.send(uri.to_string()).map(|()| Json(json!({}))).map_err(|e| e.to_string());
+    let routes = Router::new().route("/v1/cluster", get(Json(json!({ "nodes": nodes })))).fallback(post);
+    let _server = AbortOnDropHandle::new(tokio::spawn(async move { axum::serve(listener, routes).await }));
+    for what in ["drain", "undrain"] {
+        let command = moim(&[what, "b", "--admin", &address]);
+        let (code, error) = tokio::task::spawn_blocking(|| end(command)).await.expect("no panic");
+        assert_eq!(code, Some(0), "{error}");
+        assert_eq!(posted.recv().await, Some(format!("/v1/nodes/b/{what}")));
+    }
 }
 
 #[test]

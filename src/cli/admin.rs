@@ -44,6 +44,15 @@ pub struct Diverged {
     pub hashes: BTreeMap<String, String>,
 }
 
+impl Cluster {
+    /// A node that listens on every address names none; and one that several name, each on the loopback of its own machine, is
+    /// that of whoever asks.
+    fn is_one_nodes(&self, address: &str) -> bool {
+        let unspecified = address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified());
+        !unspecified && self.nodes.iter().filter(|node| node.admin.as_deref() == Some(address)).count() == 1
+    }
+}
+
 /// One node; what only it knows is `None` when it did not answer.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Node {
@@ -113,11 +122,6 @@ impl From<AdminArgs> for Admin {
 }
 
 impl Admin {
-    /// One node and no other.
-    pub fn at(address: String) -> Self {
-        Self { addresses: vec![address] }
-    }
-
     pub async fn cluster(&self) -> Result<Cluster, Failure> {
         self.read("/v1/cluster").await
     }
@@ -187,8 +191,9 @@ impl Admin {
     /// `avoid` where its address is known.
     pub fn others(&self, cluster: &Cluster, avoid: &str) -> Self {
         let of = |wanted: bool| cluster.nodes.iter().filter(move |node| (node.name == avoid) != wanted);
-        let known =
-            |wanted: bool| of(wanted).filter_map(|node| node.admin.clone()).filter(|address| can_be_asked(address));
+        let known = |wanted: bool| {
+            of(wanted).filter_map(|node| node.admin.clone()).filter(|address| cluster.is_one_nodes(address))
+        };
         let avoided: Vec<String> = known(false).collect();
         let mut addresses: Vec<String> = known(true).collect();
         for address in &self.addresses {
@@ -198,11 +203,6 @@ impl Admin {
         }
         Self { addresses }
     }
-}
-
-/// A node that listens on every address names none.
-fn can_be_asked(address: &str) -> bool {
-    !address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified())
 }
 
 /// A 409 is the cluster's own refusal.
@@ -243,5 +243,7 @@ mod tests {
         assert_eq!(admin.others(&named, "b").addresses, ["127.0.0.1:1", "127.0.0.1:2"]);
         let unnamed = nodes("0.0.0.0:3100", "0.0.0.0:3100");
         assert_eq!(admin.others(&unnamed, "a").addresses, admin.addresses, "what was given is all there is");
+        let loopback = nodes("127.0.0.1:3100", "127.0.0.1:3100");
+        assert_eq!(admin.others(&loopback, "a").addresses, admin.addresses, "each on its own machine");
     }
 }

@@ -38,14 +38,9 @@ impl Drain {
 impl Undrain {
     pub async fn run(self) -> Result<(), Failure> {
         let admin = Admin::from(self.admin);
-        let cluster = admin.cluster().await?;
-        must_exist(&cluster, &self.node)?;
-        // Undraining is a word to the node itself: only it can take clients again.
-        let address = cluster.nodes.iter().find(|node| node.name == self.node).and_then(|node| node.admin.clone());
-        let address = address.ok_or_else(|| {
-            Failure::failed(format!("the admin address of {} is not known; give it with --admin", self.node))
-        })?;
-        Admin::at(address).act("/v1/undrain").await?;
+        must_exist(&admin.cluster().await?, &self.node)?;
+        // Only the node itself can take clients again; whoever is asked passes it on.
+        admin.act(&format!("/v1/nodes/{}/undrain", self.node)).await?;
         println!("{} is in service again.", self.node);
         Ok(())
     }
