@@ -11,6 +11,8 @@ mod value;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use moim_raft::propose::TEXT_BYTES_MAX;
+
 pub use source::{Origin, Origins, Problem, Settings};
 
 /// What one node runs with. Defaults are in [`keys::KEYS`]; [`Config::default`] is made from them.
@@ -249,6 +251,25 @@ impl Config {
                 shown(&self.drain.delay),
                 shown(&self.drain.window),
                 shown(&self.drain.deadline)
+            ),
+        )?;
+        for (name, time) in [
+            ("node.timeout", self.node.timeout),
+            ("ping.interval", self.ping.interval),
+            ("ping.timeout", self.ping.timeout),
+        ] {
+            rule(!time.is_zero(), format!("{name} must be longer than 0s"))?;
+        }
+        rule(
+            self.limits.sessions_per_user > 0,
+            "limits.sessions-per-user must be 1 or more, or nobody could connect".into(),
+        )?;
+        rule(
+            self.limits.text <= TEXT_BYTES_MAX,
+            format!(
+                "limits.text ({}) must be {} or less, which is all that the log takes of one message",
+                value::bytes::show(&self.limits.text),
+                value::bytes::show(&TEXT_BYTES_MAX)
             ),
         )?;
         for (name, bytes) in [

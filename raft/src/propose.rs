@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use self::queue::Queue;
-pub use self::ticket::Ticket;
+pub use self::{queue::TEXT_BYTES_MAX, ticket::Ticket};
 use crate::{
     command::{Batch, Command, Incarnation},
     error::Error,

@@ -136,6 +136,19 @@ fn relations_are_checked_and_say_what_to_do() {
 }
 
 #[test]
+fn what_a_node_cannot_serve_is_refused() {
+    let text = |size| [("limits.text", size), ("limits.queue-bytes", "4MiB")];
+    let longest = value::bytes::show(&moim_raft::propose::TEXT_BYTES_MAX);
+    assert!(flags(text(&longest)).is_ok());
+    assert!(refused(text("1MiB")).contains(&longest));
+    for key in ["node.timeout", "ping.interval", "ping.timeout"] {
+        assert!(refused([(key, "0s")]).contains(&format!("{key} must be longer than 0s")), "{key}");
+        assert!(flags([(key, "1ms")]).is_ok(), "{key}");
+    }
+    assert!(refused([("limits.sessions-per-user", "0")]).contains("nobody could connect"));
+}
+
+#[test]
 fn a_node_that_joins_and_expects_nobody_never_forms_a_cluster() {
     assert_eq!(flags([("join", "a:1")]).expect("valid").expect, None);
 }

@@ -16,10 +16,14 @@ pub const BATCH_COMMANDS_MAX: usize = 1024;
 /// Bytes of one batch, about; more wait for the next. A single command that is larger is refused: no batch can carry it,
 /// and one that the leader does not take would hold up all that follow.
 pub const BATCH_BYTES_MAX: usize = 1 << 20;
+/// The longest text of a message: with it the command fills a batch.
+pub const TEXT_BYTES_MAX: usize = BATCH_BYTES_MAX - COMMAND_BYTES;
 /// Commands that may wait in front of the batch in flight; past it a proposal is answered `unavailable` at once.
 pub const QUEUE_COMMANDS_MAX: usize = 65_536;
 /// Bytes that may wait, about; the same.
 pub const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// What a command takes in a batch, about, beside what its client said.
+const COMMAND_BYTES: usize = 96;
 
 struct Proposal {
     command: Command,
@@ -118,7 +122,6 @@ fn goes_first(command: &Command) -> bool {
 
 /// About as many bytes as the command takes in a batch.
 fn size(command: &Command) -> usize {
-    const COMMAND_BYTES: usize = 96;
     COMMAND_BYTES
         + match command {
             Command::Publish { text, .. } => text.len(),

@@ -54,13 +54,15 @@ fn a_batch_is_bounded_by_commands_and_by_bytes() {
     (0..5).for_each(|_| proposals.push(say("x".repeat(BATCH_BYTES_MAX / 3)), Ticket::nobody()));
     assert_eq!(proposals.try_batch(9, after).unwrap().commands.len(), 3);
     assert_eq!(proposals.try_batch(9, after).unwrap().commands.len(), 2);
+    proposals.push(say("x".repeat(TEXT_BYTES_MAX)), Ticket::nobody());
+    assert_eq!(proposals.try_batch(9, after).unwrap().commands.len(), 1, "the longest text there may be");
     assert_eq!(lock(&proposals.queue).bytes(), 0);
 }
 
 #[test]
 fn past_a_bound_or_without_a_quorum_a_ticket_hears_so_at_once() {
     let (heard, (proposals, _)) = (Heard::default(), live());
-    proposals.push(say("x".repeat(BATCH_BYTES_MAX)), ticket(&heard, "large"));
+    proposals.push(say("x".repeat(TEXT_BYTES_MAX + 1)), ticket(&heard, "large"));
     (0..QUEUE_COMMANDS_MAX).for_each(|_| proposals.push(say(String::new()), Ticket::nobody()));
     proposals.push(say(String::new()), ticket(&heard, "one more"));
     proposals.refuse("no quorum");
