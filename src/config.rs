@@ -13,6 +13,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use moim_raft::propose::TEXT_BYTES_MAX;
 
+use crate::chat::event;
+
 pub use source::{Origin, Origins, Problem, Settings};
 
 /// What one node runs with. Defaults are in [`keys::KEYS`]; [`Config::default`] is made from them.
@@ -285,6 +287,14 @@ impl Config {
         rule(
             !self.namespaces.is_empty() && self.namespaces.iter().all(|name| name.starts_with('/')),
             "namespaces must name at least one, each beginning with \"/\"".into(),
+        )?;
+        let taken = self.relay.iter().find(|name| event::is_ours(name));
+        rule(
+            taken.is_none(),
+            format!(
+                "relay: \"{}\" is an event of moim or of Socket.IO; choose another name",
+                taken.map_or("", |name| name)
+            ),
         )
     }
 }

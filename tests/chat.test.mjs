@@ -442,3 +442,18 @@ test("history says when something is missing from it", { timeout: 60_000 }, with
   assert.deepEqual(await after(ids[4]), [[5], false, undefined]);
   assert.equal((await client.ok("history", { room })).trimmed, undefined);
 }));
+
+test("an event in relay goes to the members on all nodes, or to nobody", { timeout: 60_000 }, withCluster({ settings: { relay: "cursor" } }, async ({ cluster }) => {
+  const [one, two] = cluster.nodes;
+  const room = unique("room");
+  const [sender, near, far] = await Promise.all([one, one, two].map((node) => Client.ready(node.url, { user: unique("user") })));
+  for (const client of [sender, near, far]) await client.ok("join", room);
+  // A client may say as much, but no frame between nodes holds it.
+  refused(await sender.request("cursor", { room, at: "x".repeat(70_000) }), "too_large");
+  await eventually("both hear", () => {
+    sender.socket.emit("cursor", { room, at: 1 }); // may be lost by contract: said again until heard
+    return [near, far].every((client) => client.events("cursor").length > 0);
+  }, { every: 50 });
+  for (const client of [near, far]) assert.deepEqual(client.events("cursor")[0], [{ room, at: 1, user: sender.user }]);
+  assert.deepEqual(sender.events("cursor"), []);
+}));

@@ -20,30 +20,12 @@ use super::{
     answer::{Failure, main_namespace},
     peer::{self, Question, Reply},
 };
-use crate::{client::Encoded, node::Node};
+use crate::{chat::event, client::Encoded, node::Node};
 
 /// A longer request is refused; a socket's queue would not take more anyhow.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// Rooms, users and sids in one request.
 const TARGETS_MAX: usize = 1000;
-/// Names that a Socket.IO client keeps for itself, and those of the chat: forged ones would not be in anybody's history.
-const RESERVED: [&str; 15] = [
-    "connect",
-    "connect_error",
-    "disconnect",
-    "disconnecting",
-    "newListener",
-    "removeListener",
-    "error",
-    "ready",
-    "message",
-    "joined",
-    "left",
-    "online",
-    "offline",
-    "typing",
-    "moim:drain",
-];
 
 /// The body of the request, and what nodes send on to each other.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -78,7 +60,7 @@ impl Emit {
                 )));
             }
         }
-        if RESERVED.contains(&self.event.as_str()) {
+        if event::is_sent(&self.event) {
             return Err(Failure::bad_request(format!("the event {:?} is not free to be used", self.event)));
         }
         // A client that is sent no argument would take the name for the last one.

@@ -12,6 +12,38 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use crate::{client::Encoded, seat::Played};
 
+/// Names that a Socket.IO client keeps for itself, and those of what the chat sends: forged ones would not be in anybody's
+/// history.
+const SENT: [&str; 15] = [
+    "connect",
+    "connect_error",
+    "disconnect",
+    "disconnecting",
+    "newListener",
+    "removeListener",
+    "error",
+    "ready",
+    "message",
+    "joined",
+    "left",
+    "online",
+    "offline",
+    "typing",
+    "moim:drain",
+];
+/// What clients ask of the chat.
+const ASKED: [&str; 7] = ["join", "leave", "message", "history", "rooms", "users", "typing"];
+
+/// Whether an event of this name that a client is sent is Socket.IO's or the chat's.
+pub fn is_sent(name: &str) -> bool {
+    SENT.contains(&name)
+}
+
+/// Whether an event of this name means something already, to clients or to the chat.
+pub fn is_ours(name: &str) -> bool {
+    is_sent(name) || ASKED.contains(&name)
+}
+
 /// Text that a client sent is kept and sent on as the JSON that it was.
 #[derive(Serialize)]
 pub struct Message<'a> {
@@ -119,7 +151,7 @@ pub const BAD_REQUEST: Refused = Refused::new("bad_request", "the payload is not
 pub const ROOM_NAME: Refused =
     Refused::new("room_name", "a room's name is 1 to 128 bytes of UTF-8 without control characters");
 pub const NOT_MEMBER: Refused = Refused::new("not_member", "join the room first");
-pub const TOO_LARGE: Refused = Refused::new("too_large", "the text is larger than this server takes");
+pub const TOO_LARGE: Refused = Refused::new("too_large", "it is larger than this server takes");
 pub const TOO_MANY_ROOMS: Refused = Refused::new("too_many_rooms", "leave a room first");
 pub const MID_REUSED: Refused =
     Refused::new("mid_reused", "this mid was used for another message; make a new one for each message");

@@ -291,8 +291,7 @@ impl Worker {
     fn typing(&self, payload: &str) -> Result<(), Refused> {
         let InRoom { room: name } = parse(payload)?;
         let room = self.member_room(&name)?;
-        self.chat.typing(&self.seat.ns, &room, &self.seat.user, &self.seat.holder.sid);
-        Ok(())
+        self.chat.typing(&self.seat.ns, &room, &self.seat.user, &self.seat.holder.sid)
     }
 
     /// Sends an event on as it is, with the user that the server knows.
@@ -301,8 +300,7 @@ impl Worker {
         let room = fields.get("room").and_then(|room| room.as_str()).ok_or(event::BAD_REQUEST)?;
         let room = self.member_room(room)?;
         fields.insert("user".to_owned(), json!(self.seat.user.as_str()));
-        self.chat.send_volatile(&self.seat.ns, &room, &self.seat.holder.sid, name, &event::raw(&fields));
-        Ok(())
+        self.chat.send_volatile(&self.seat.ns, &room, &self.seat.holder.sid, name, &event::raw(&fields))
     }
 
     /// The room of a request that is for its receivers only.

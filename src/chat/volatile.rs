@@ -3,7 +3,10 @@
 use moim_raft::command::{Namespace, Room, Sid, User};
 use serde_json::value::RawValue;
 
-use super::{Chat, event};
+use super::{
+    Chat,
+    event::{self, Refused},
+};
 use crate::{
     adapter::{
         Reach,
@@ -13,18 +16,29 @@ use crate::{
 };
 
 impl Chat {
-    pub fn typing(&self, ns: &Namespace, room: &Room, user: &User, from: &Sid) {
-        self.send_volatile(ns, room, from, "typing", &event::typing_body(room, user));
+    /// # Errors
+    /// As for [`Chat::send_volatile`].
+    pub fn typing(&self, ns: &Namespace, room: &Room, user: &User, from: &Sid) -> Result<(), Refused> {
+        self.send_volatile(ns, room, from, "typing", &event::typing_body(room, user))
     }
 
     /// Sends an event to the room's sockets on all nodes but to the one that it came from.
-    pub fn send_volatile(&self, ns: &Namespace, room: &Room, from: &Sid, name: &str, body: &RawValue) {
+    ///
+    /// # Errors
+    /// When it is too large for the way to the other nodes: then nobody gets it, wherever the members are.
+    pub fn send_volatile(
+        &self,
+        ns: &Namespace,
+        room: &Room,
+        from: &Sid,
+        name: &str,
+        body: &RawValue,
+    ) -> Result<(), Refused> {
+        let event =
+            RoomEvent { ns: ns.clone(), room: room.clone(), name: name.to_owned(), body: body.get().to_owned() };
+        self.hub.tell(Reach::Everywhere, &News::Volatile(event)).map_err(|_| event::TOO_LARGE)?;
         self.seats.volatile(ns, room, Some(from), &Encoded::new(name, &[body]));
-        let (ns, room) = (ns.clone(), room.clone());
-        let event = RoomEvent { ns, room, name: name.to_owned(), body: body.get().to_owned() };
-        if let Err(error) = self.hub.tell(Reach::Everywhere, &News::Volatile(event)) {
-            tracing::debug!(%error, "an ephemeral event stays on this node");
-        }
+        Ok(())
     }
 
     /// An ephemeral event of another node.

@@ -149,6 +149,14 @@ fn what_a_node_cannot_serve_is_refused() {
 }
 
 #[test]
+fn events_that_moim_or_socket_io_sends_are_not_relayed() {
+    assert!(flags([("relay", "cursor,reaction")]).is_ok());
+    for taken in ["ready", "joined", "moim:drain", "disconnect", "message", "history", "typing"] {
+        assert!(refused([("relay", &format!("cursor,{taken}"))]).contains(&format!("\"{taken}\"")), "{taken}");
+    }
+}
+
+#[test]
 fn a_node_that_joins_and_expects_nobody_never_forms_a_cluster() {
     assert_eq!(flags([("join", "a:1")]).expect("valid").expect, None);
 }
