@@ -16,14 +16,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use moim_raft::{
     Store,
     command::{Command, Refusal, Reply},
 };
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::Instant,
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -175,21 +178,23 @@ impl Drain {
     async fn close_all(&self) {
         let mut closing = JoinSet::new();
         let mut transports = self.chat.seats.transports();
+        transports.retain(|(transport, _)| !transport.is_closed());
         let passing = self.relay.websockets();
         tracing::info!(transports = transports.len(), passing, "draining");
         shuffle(&mut transports);
         transports.sort_by_key(|(transport, _)| !transport.is_relayed());
-        let pace = self.settings.window / ((transports.len() + passing).max(1) as u32);
-        self.relay.leave(|| jittered(pace)).await;
-        for (transport, seats) in transports {
+        let mut moments = moments(self.settings.window, transports.len() + passing);
+        self.relay.leave(&mut moments).await;
+        for ((transport, seats), moment) in transports.into_iter().zip(moments) {
+            tokio::select! {
+                biased;
+                () = transport.closed() => continue,
+                () = tokio::time::sleep_until(moment) => {}
+            }
             if !self.goes_on() {
                 break;
             }
-            if transport.is_closed() {
-                continue;
-            }
             closing.spawn(close(transport, seats));
-            tokio::time::sleep(jittered(pace)).await;
         }
         // Those whose CONNECT was on its way when the drain began.
         while self.goes_on() && !self.chat.seats.is_empty() {
@@ -207,7 +212,7 @@ impl Drain {
     async fn pass_out(&self) {
         let until = Instant::now() + self.settings.delay + REST;
         while self.goes_on() && !self.relay.is_empty() && Instant::now() < until {
-            self.relay.leave(|| Duration::ZERO).await;
+            self.relay.leave(std::iter::repeat_with(Instant::now)).await;
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -233,9 +238,12 @@ pub async fn close(transport: Transport, seats: Vec<Arc<Seat>>) {
     transport.close_gently().await;
 }
 
-/// Half to one and a half times the pace.
-fn jittered(pace: Duration) -> Duration {
-    pace.mul_f64(0.5 + f64::from(random_u32()) / f64::from(u32::MAX))
+/// When transports are closed: the first at once, each other at some moment of its share of the window. Should there be more of
+/// them than `count`, the rest at its end.
+fn moments(window: Duration, count: usize) -> impl Iterator<Item = Instant> {
+    let (begin, share) = (Instant::now(), window / count.max(1) as u32);
+    let within = move |nth: u32| share * nth + share.mul_f64(f64::from(random_u32()) / f64::from(u32::MAX));
+    std::iter::once(begin).chain((0..).map(move |nth| begin + within(nth).min(window)))
 }
 
 fn shuffle<T>(items: &mut [T]) {
@@ -247,4 +255,18 @@ fn shuffle<T>(items: &mut [T]) {
 fn random_u32() -> u32 {
     // A poor number is as good here; without a generator the order is simply not shuffled.
     getrandom::u32().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transports_are_closed_one_after_another_within_the_window() {
+        let (window, count) = (Duration::from_secs(10), 5);
+        let all: Vec<Instant> = moments(window, count).take(count + 3).collect();
+        assert!(all.is_sorted() && all[0] <= Instant::now(), "the first is not kept waiting");
+        assert!(all[count - 1] - all[0] <= window / 5 * 4, "and whoever is last has its share of time left");
+        assert_eq!(all[count + 2] - all[0], window, "more than were counted do not make it longer");
+    }
 }

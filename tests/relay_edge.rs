@@ -186,7 +186,7 @@ async fn a_node_that_leaves_lets_its_relayed_clients_go() {
     until("both", || relay.len() == 2 && b.transports.relayed() == 1).await;
     let let_go = async {
         while !relay.is_empty() {
-            relay.leave(|| Duration::ZERO).await;
+            relay.leave(std::iter::repeat(tokio::time::Instant::now())).await;
         }
     };
     let (_, poll, last) = tokio::join!(let_go, answer(&mut waiting), text(&mut ws));

@@ -36,7 +36,7 @@ use futures_util::{
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::upgrade::OnUpgrade;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use super::tunnel::Dial;
@@ -205,15 +205,15 @@ impl Relay {
     }
 
     /// Lets go of all that passes through this node, which is leaving: its polls end with a noop and come again elsewhere,
-    /// its WebSockets are closed by their own nodes as in a drain, one in each `pace`.
-    pub async fn leave(&self, pace: impl Fn() -> Duration) {
+    /// its WebSockets are closed by their own nodes as in a drain, one at each of these `moments`.
+    pub async fn leave(&self, moments: impl Iterator<Item = Instant>) {
         let all: Vec<Passing> = lock(&self.0.passing).values().cloned().collect();
         let (websockets, polls): (Vec<_>, Vec<_>) = all.into_iter().partition(|passing| passing.websocket);
         stream::iter(polls).for_each_concurrent(RELEASES, |passing| self.ask_release(passing)).await;
-        for passing in websockets {
+        for (passing, moment) in websockets.into_iter().zip(moments) {
+            sleep_until(moment).await;
             let relay = self.clone();
             self.0.tasks.spawn(async move { relay.ask_release(passing).await });
-            sleep(pace()).await;
         }
     }
 
