@@ -11,12 +11,13 @@ use edge::*;
 use futures_util::{SinkExt, StreamExt};
 use moim::adapter::SocketRef;
 use moim::client::{Ack, Encoded, Limits, Lost, Outlet, outgoing::ARMED_MAX, socketio, tag};
+use moim_raft::command::Sid;
 use serde_json::value::RawValue;
 use socketioxide::handler::ConnectHandler;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::timeout,
 };
 use tokio_tungstenite::tungstenite::Message;
@@ -306,6 +307,46 @@ async fn after_a_full_queue_nothing_more_arrives() {
         next += 1;
     }
     assert!(next > 0 && next <= sent, "{next} of {sent}");
+}
+
+/// As by two CONNECTs at once that are the first to a namespace of a pattern: socketioxide knows the one that was made last.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_in_a_namespace_that_is_made_once_more_is_not_left_there() {
+    let node = Node::plain().await;
+    let (asks, mut asking) = mpsc::unbounded_channel();
+    let make = || {
+        let (hub, asks) = (node.hub.clone(), asks.clone());
+        let middleware = async move |socket: SocketRef| {
+            let (lets, let_in) = oneshot::channel();
+            asks.send(lets).ok();
+            let_in.await.ok();
+            let transport = socketio::transport(&socket).unwrap();
+            match hub.name(&socket, &Sid::parse(socket.id.as_str()).unwrap(), &transport) {
+                true => Ok(()),
+                false => Err("nobody would hear it"),
+            }
+        };
+        let connected = async |socket: SocketRef| {
+            socket.emit("ready", &1).ok();
+        };
+        node.io.ns("/t/1", connected.with(middleware));
+    };
+    make();
+    let (mut inside, mut coming) = (node.websocket().await, node.websocket().await);
+    send(&mut inside, "40/t/1,").await;
+    timeout(SOON, asking.recv()).await.unwrap().unwrap().send(()).unwrap();
+    assert!(text(&mut inside).await.unwrap().starts_with("40/t/1,{"));
+    assert_eq!(text(&mut inside).await.unwrap(), r#"42/t/1,["ready",1]"#);
+    send(&mut coming, "40/t/1,").await;
+    let still_asking = timeout(SOON, asking.recv()).await.unwrap().unwrap();
+    make();
+    assert_eq!(text(&mut inside).await, None, "cut, so that it comes back");
+    still_asking.send(()).unwrap();
+    assert_eq!(text(&mut coming).await.unwrap(), r#"44/t/1,{"message":"nobody would hear it"}"#);
+    let mut again = node.websocket().await;
+    send(&mut again, "40/t/1,").await;
+    timeout(SOON, asking.recv()).await.unwrap().unwrap().send(()).unwrap();
+    assert!(text(&mut again).await.unwrap().starts_with("40/t/1,{"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,6 +32,8 @@ struct Inner {
     bound: Option<Bound>,
     /// Weak, because adapters hold the hub.
     namespaces: Mutex<HashMap<Str, Weak<PeerAdapter>>>,
+    /// Held while a namespace becomes known, here and to socketioxide.
+    adding: Mutex<()>,
     gathers: Gathers,
 }
 
@@ -40,12 +42,17 @@ impl Hub {
         Self(Arc::new(Inner { store: Some(store), bound: Some(bound), ..Inner::default() }))
     }
 
-    /// Names a socket by the public sid of its session. To be called in the connect middleware.
-    pub fn name(&self, socket: &SocketRef, sid: &command::Sid, transport: &Transport) {
+    /// Names a socket by the public sid of its session. To be called in the connect middleware. False when its namespace is
+    /// not the one that this node knows by that name, so that nobody would hear it (see [`Hub::add`]): it has to be cut.
+    pub fn name(&self, socket: &SocketRef, sid: &command::Sid, transport: &Transport) -> bool {
         // Sids of sessions from before sids were as long as socketioxide's have no such name: other nodes do not see them.
-        if let (Some(adapter), Ok(public)) = (self.adapter(socket.ns()), sid.as_str().parse()) {
-            adapter.names.name(socket, public, transport.clone());
-        }
+        let Ok(public) = sid.as_str().parse::<Sid>() else { return true };
+        // Held until it is named: who takes the namespace's place finds the socket, or the socket finds that one.
+        let namespaces = self.namespaces();
+        let Some(adapter) = namespaces.get(socket.ns()).and_then(Weak::upgrade) else { return false };
+        adapter.names.name(socket, public, transport.clone());
+        // The room of its name is in its own namespace.
+        adapter.local.socket_rooms(socket.id).contains(public.as_str())
     }
 
     /// What another node's adapter has told, but for what is the chat's.
@@ -173,12 +180,24 @@ impl Hub {
         &self.0.gathers
     }
 
-    pub(super) fn add(&self, ns: &Str, adapter: &Arc<PeerAdapter>) {
-        self.namespaces().insert(ns.clone(), Arc::downgrade(adapter));
+    /// Two CONNECTs at once that are the first to a namespace of a pattern make one each, and `known` has socketioxide put
+    /// the younger one in the older one's place. So that it is the younger one here too, one is added after another; and
+    /// who is in the older one, where it is not heard any more, is cut and comes back.
+    pub(super) fn add(&self, ns: &Str, adapter: &Arc<PeerAdapter>, known: impl FnOnce()) {
+        let _adding = self.0.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.namespaces().insert(ns.clone(), Arc::downgrade(adapter));
+        known();
+        if let Some(before) = before.and_then(|before| before.upgrade()) {
+            before.names.cut();
+        }
     }
 
-    pub(super) fn remove(&self, ns: &Str) {
-        self.namespaces().remove(ns);
+    /// Another one may have its place by now.
+    pub(super) fn remove(&self, adapter: &PeerAdapter) {
+        let mut namespaces = self.namespaces();
+        if namespaces.get(adapter.local.path()).is_some_and(|known| std::ptr::eq(known.as_ptr(), adapter)) {
+            namespaces.remove(adapter.local.path());
+        }
     }
 
     pub(crate) fn adapter(&self, ns: &str) -> Option<Arc<PeerAdapter>> {

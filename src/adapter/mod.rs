@@ -91,12 +91,11 @@ impl CoreAdapter<Emitter> for PeerAdapter {
     }
 
     fn init(self: Arc<Self>, on_success: impl FnOnce() + Send + 'static) {
-        self.hub.add(self.local.path(), &self);
-        on_success();
+        self.hub.add(self.local.path(), &self, on_success);
     }
 
     async fn close(&self) -> Result<(), Unsendable> {
-        self.hub.remove(self.local.path());
+        self.hub.remove(self);
         Ok(())
     }
 

@@ -65,6 +65,12 @@ impl Names {
         sockets.iter().filter_map(|socket| maps.public.get(socket).map(|named| named.1.clone())).collect()
     }
 
+    /// Cuts the transports of all that are named.
+    pub fn cut(&self) {
+        let transports: Vec<Transport> = self.lock().public.values().map(|named| named.1.clone()).collect();
+        transports.iter().for_each(Transport::cut);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Maps> {
         // What is guarded is whole between any two statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -166,13 +166,18 @@ impl Chat {
                 return Err(Final::Cut);
             }
         };
-        let sid = attachment.seat.holder.sid.as_str();
+        let sid = &attachment.seat.holder.sid;
+        if !self.hub.name(&socket, sid, &transport) {
+            transport.cut();
+            self.give_up(&attachment.seat);
+            return Err(Final::Cut);
+        }
+        let sid = sid.as_str();
         let reply = match client.recovery {
             true => socketio::our_reply(socket.ns(), sid, &attachment.pid),
             false => socketio::our_plain_reply(socket.ns(), sid),
         };
         transport.arm(socketio::reply(socket.ns(), socket.id), reply);
-        self.hub.name(&socket, &attachment.seat.holder.sid, &transport);
         request::register(self, &socket, &transport, attachment.seat.clone());
         socket.extensions.insert(Waiting(Arc::new(Mutex::new(Some(attachment)))));
         Ok(())
