@@ -4,8 +4,8 @@
 //! on. What always holds:
 //! - Packets go to the socket in the order in which they came to the seat: while there is no socket yet, and while the
 //!   replay is being written, they wait in the seat's queue.
-//! - A seat that could not take a packet takes no other, acks included, and its transport is cut: the client recovers
-//!   from its last offset, and nothing ever follows a gap.
+//! - A seat that could not take a packet takes no other, acks included, and unless it was the client that left, its
+//!   transport is cut: the client recovers from its last offset, and nothing ever follows a gap.
 //! - A seat that was let go never comes back; a late word to it changes nothing.
 
 mod answers;
@@ -109,7 +109,7 @@ pub enum Fill {
     HalfFull,
 }
 
-/// A seat was let go; its transport is cut or will be.
+/// A seat has ended: its client has left the namespace, or its transport has ended or is about to.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Gone;
 
@@ -232,9 +232,10 @@ impl Seat {
         }
     }
 
-    /// For operators: the client itself does not read, so it cannot be told.
+    /// Said for operators: the client itself does not read, so it cannot be told.
     fn too_slow(&self, why: &str) -> Gone {
         self.bounds.slow.inc();
+        self.cut();
         let (sid, user, bound) = (&self.holder.sid, &self.user, self.bounds.queue_bytes_max);
         tracing::info!(%sid, %user, bound, "a client does not keep up: it is cut off, and recovers; {why}");
         Gone
@@ -258,16 +259,20 @@ impl Seat {
         if !self.mark_taken() {
             return Err(Gone);
         }
-        let mut done = outlet.event(ready).map_err(|_| Gone);
-        for event in replay {
-            self.pace(&outlet).await;
-            done = done.and_then(|()| self.pass(&outlet, Packet::Event(event)));
-        }
-        if done.is_err() {
-            self.let_go();
+        if self.replay(&outlet, ready, replay).await.is_err() {
+            self.vacate();
             return Err(Gone);
         }
         self.go_live(outlet).await
+    }
+
+    async fn replay(&self, outlet: &Outlet, ready: &Encoded, replay: Vec<Played>) -> Result<(), Gone> {
+        outlet.event(ready).map_err(|_| Gone)?;
+        for event in replay {
+            self.pace(outlet).await;
+            self.pass(outlet, Packet::Event(event))?;
+        }
+        Ok(())
     }
 
     /// Waits until half of the bound is free again, or the seat's transport has ended.
@@ -348,19 +353,22 @@ impl Seat {
 
     /// Ends the seat and its transport.
     pub fn let_go(&self) {
-        self.leave(self.lock());
+        self.vacate();
+        self.cut();
     }
 
     /// Ends the seat and leaves the transport to the other namespaces on it.
     pub fn vacate(&self) {
-        *self.lock() = Stage::Gone;
-        self.settled.notify_waiters();
+        self.leave(self.lock());
     }
 
     fn leave(&self, mut stage: MutexGuard<'_, Stage>) {
         *stage = Stage::Gone;
         drop(stage);
         self.settled.notify_waiters();
+    }
+
+    fn cut(&self) {
         if let Some(transport) = &*self.carrier() {
             transport.cut();
         }

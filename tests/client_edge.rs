@@ -376,6 +376,7 @@ async fn leaving_one_namespace_ends_its_outlet_and_not_the_connection() {
     let event = Encoded::from_json("message", "1".to_owned()).unwrap();
     assert_eq!(leaves.event(&event), Err(Lost::Closed));
     assert_eq!(leaves.lost(), Some(Lost::Closed));
+    assert_eq!(leaves.transport().queued_bytes(), 0, "what was not written is not waited for");
     stays.event(&event).unwrap();
     assert!(text(&mut ws).await.unwrap().starts_with("40{"));
     assert!(text(&mut ws).await.unwrap().starts_with("40/group-chat,{"));

@@ -227,3 +227,35 @@ test("who asks for much at once gets it all, over a queue that holds a fraction"
       for (const client of [reader, sender]) client.close();
     }
   }));
+
+test("who leaves a namespace in the middle of its replay keeps the others of its connection", { timeout: 60_000 },
+  withCluster({ nodes: 1, settings: SETTINGS }, async ({ cluster, cleanup }) => {
+    const [one] = cluster.nodes;
+    const [ns, user, room] = ["/group-chat", unique("user"), unique("room")];
+    const connect = async (raw, auth) => {
+      raw.send(`40${ns},${JSON.stringify({ user, ...auth })}`);
+      return JSON.parse((await raw.next((packet) => packet.startsWith(`40${ns},`))).slice(2 + ns.length + 1));
+    };
+    const before = await Raw.open(one.client);
+    const { pid } = await connect(before);
+    before.send(`42${ns},1["join",${JSON.stringify(room)}]`);
+    await before.next((packet) => packet.startsWith(`43${ns},1[`));
+    before.destroy();
+    const sender = await Client.ready(one.url, { user: unique("user"), ns });
+    await sender.ok("join", room);
+    // More than the kernels keep for a reader that does not read.
+    for (let n = 0; n < 240; n++) await sender.ok("message", { room, text: { n, body: BODY } });
+
+    const raw = await direct(one, { user });
+    cleanup(() => raw.destroy());
+    assert.equal((await connect(raw, { pid })).pid, pid, "it recovers");
+    raw.stall();
+    raw.send(`41${ns},`);
+    await eventually("it has left", async () => (await cluster.admin(one, `/v1/sids?ns=${ns}&user=${user}`)).sids.length === 0);
+    raw.go();
+    raw.send('421["rooms"]');
+    await raw.next((packet) => packet.startsWith("431["));
+    assert.equal(raw.closed, false);
+    const heard = raw.packets.filter((packet) => packet.startsWith(`42${ns},["message"`)).length;
+    assert.ok(heard < 240, "it was in the middle");
+  }));

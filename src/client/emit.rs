@@ -238,8 +238,12 @@ impl Outlet {
         // Counted first: once emitted, it may be written, and subtracted, before this task goes on.
         self.transport.queued(bytes);
         emit().map_err(|error| match error {
-            // The client may have left this namespace alone: its transport goes on for the others.
-            SocketError::Closed => Lost::Closed,
+            // The client may have left this namespace alone: its transport goes on for the others. If it left in this very
+            // moment the packet may have been taken all the same, and the count is too small until the queue is next empty.
+            SocketError::Closed => {
+                self.transport.unqueued(bytes);
+                Lost::Closed
+            }
             SocketError::InternalChannelFull => Lost::Full,
         })
     }

@@ -86,6 +86,12 @@ impl Outgoing {
         self.queued.fetch_add(bytes, Relaxed);
     }
 
+    /// Counts a packet no more that was not taken.
+    pub fn unqueued(&self, bytes: usize) {
+        self.queued.fetch_update(Relaxed, Relaxed, |queued| Some(queued.saturating_sub(bytes))).ok();
+        self.progress.notify_waiters();
+    }
+
     /// Bytes between the callers of `queued` and the kernel. Packets that nobody counted (a ping, a CONNECT reply) make
     /// it a few bytes too small until the queue is next empty.
     pub fn queued_bytes(&self) -> usize {
@@ -99,8 +105,7 @@ impl Outgoing {
 
     pub(super) fn wrote(&self, bytes: usize) {
         self.written.fetch_add(bytes as u64, Relaxed);
-        self.queued.fetch_update(Relaxed, Relaxed, |queued| Some(queued.saturating_sub(bytes))).ok();
-        self.progress.notify_waiters();
+        self.unqueued(bytes);
     }
 
     fn armed(&self) -> MutexGuard<'_, Vec<Armed>> {

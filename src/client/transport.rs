@@ -190,6 +190,11 @@ impl Transport {
         self.0.outgoing.queued(bytes);
     }
 
+    /// See [`Outgoing::unqueued`].
+    pub fn unqueued(&self, bytes: usize) {
+        self.0.outgoing.unqueued(bytes);
+    }
+
     /// See [`Outgoing::queued_bytes`].
     pub fn queued_bytes(&self) -> usize {
         self.0.outgoing.queued_bytes()
