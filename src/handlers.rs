@@ -14,7 +14,8 @@
 //!
 //! What always holds: a socket of a namespace with a handler has a session like any other (the same sid after a
 //! reconnect, on whichever node), the handler runs for each connection, recovered or not, and the client is told `ready`
-//! when it has returned. Events that it registers are its own; all others are the chat's.
+//! when it has returned, however long that takes; after a panic it is cut, and comes again. Events that it registers are its
+//! own; all others are the chat's.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -253,10 +253,21 @@ impl Seat {
         self.recovery.load(Ordering::Relaxed)
     }
 
+    /// To be called by who will give it its socket, as soon as there is one: the seat is not free any more. Once only.
+    pub fn claim(&self) -> Result<(), Gone> {
+        match &mut *self.lock() {
+            Stage::Waiting { taken, .. } if !*taken => {
+                *taken = true;
+                Ok(())
+            }
+            _ => Err(Gone),
+        }
+    }
+
     /// Gives the seat its socket: writes `ready`, then the replay, then what has come meanwhile, each paced by what the
-    /// stream has sent; then the seat is live. Once only.
+    /// stream has sent; then the seat is live. By who has claimed it.
     pub async fn take(&self, outlet: Outlet, ready: &Encoded, replay: Vec<Played>) -> Result<(), Gone> {
-        if !self.mark_taken() {
+        if matches!(*self.lock(), Stage::Gone) {
             return Err(Gone);
         }
         if self.replay(&outlet, ready, replay).await.is_err() {
@@ -315,13 +326,6 @@ impl Seat {
         }
     }
 
-    fn mark_taken(&self) -> bool {
-        match &mut *self.lock() {
-            Stage::Waiting { taken, .. } => !std::mem::replace(taken, true),
-            _ => false,
-        }
-    }
-
     /// To be taken by a command before it is proposed, in the order in which the client sent them.
     pub async fn begin_command(&self) -> Turn {
         let permit = self.commands.clone().acquire_owned().await.expect("this semaphore is never closed");
@@ -374,7 +378,7 @@ impl Seat {
         }
     }
 
-    /// True until somebody took it.
+    /// True until somebody claimed it.
     pub fn is_free(&self) -> bool {
         matches!(&*self.lock(), Stage::Waiting { taken: false, .. })
     }

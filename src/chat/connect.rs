@@ -16,10 +16,12 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
+use futures_util::FutureExt;
 use moim_raft::{
     Ticket,
     command::{Command, Holder, Namespace, PidHash, Position, Refusal, Reply, Sid, User, url_safe},
@@ -191,10 +193,21 @@ impl Chat {
         let Some(transport) = socketio::transport(&socket).filter(|transport| !transport.is_closed()) else {
             return self.give_up(&seat);
         };
-        if let Some(handler) = self.handlers.of(socket.ns()) {
-            handler(socket.clone()).await;
+        // Before the handler, which may take its time: the client has its reply, and is to get its `ready`.
+        if seat.claim() == Err(Gone) {
+            return self.give_up(&seat);
         }
-        let Some(outlet) = Outlet::new(&self.hub, socket, transport) else { return self.give_up(&seat) };
+        let handled = async {
+            if let Some(handler) = self.handlers.of(socket.ns()) {
+                handler(socket.clone()).await;
+            }
+            Outlet::new(&self.hub, socket, transport)
+        };
+        // A handler may panic. Without an outlet nobody writes to the client, which has to come again then.
+        let Ok(Some(outlet)) = AssertUnwindSafe(handled).catch_unwind().await else {
+            seat.let_go();
+            return self.give_up(&seat);
+        };
         let outlet = outlet.with_limit(self.settings.queue_bytes_max);
         let ready = event::ready(&event::Ready {
             user: seat.user.as_str(),

@@ -39,8 +39,12 @@ pub struct Running {
 
 impl Running {
     pub fn start(config: Config) -> Self {
+        Self::with(config, Handlers::default())
+    }
+
+    pub fn with(config: Config, handlers: Handlers) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
-        let ended = tokio::spawn(node::run(config, Handlers::default(), async move { _ = stopped.await }));
+        let ended = tokio::spawn(node::run(config, handlers, async move { _ = stopped.await }));
         Self { stop: Some(stop), ended }
     }
 
