@@ -12,6 +12,7 @@
 //! lost. A *signal* is never refused: without the token the node does the same.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -176,7 +177,13 @@ impl Drain {
     }
 
     async fn close_all(&self) {
-        let mut closing = JoinSet::new();
+        let (mut closing, mut begun) = (JoinSet::new(), HashSet::new());
+        // Once each: a client is told once, however long it takes to be closed.
+        let mut begin = |transport: Transport, seats| {
+            if begun.insert(transport.id()) {
+                closing.spawn(close(transport, seats));
+            }
+        };
         let mut transports = self.chat.seats.transports();
         transports.retain(|(transport, _)| !transport.is_closed());
         let passing = self.relay.websockets();
@@ -194,12 +201,12 @@ impl Drain {
             if !self.goes_on() {
                 break;
             }
-            closing.spawn(close(transport, seats));
+            begin(transport, seats);
         }
         // Those whose CONNECT was on its way when the drain began.
         while self.goes_on() && !self.chat.seats.is_empty() {
             for (transport, seats) in self.chat.seats.transports() {
-                closing.spawn(close(transport, seats));
+                begin(transport, seats);
             }
             tokio::time::sleep(LOOK).await;
         }
