@@ -47,7 +47,7 @@ impl Behind {
         for _ in 0..state_bytes / (2 * MIB) {
             fleet.node(old).ask(&format!("fill {} {MESSAGE_BYTES}", 2 * MIB)).await.expect("it is taken");
         }
-        // A leader keeps what it is about to send to a node that is away; a follower purged it long ago.
+        // A leader keeps what a node that was heard of a moment ago has still to get; a follower purged it long ago.
         fleet.lead(leader).await;
         Self { fleet, behind, leader, other: old, applied }
     }

@@ -452,7 +452,7 @@ async fn a_node_that_was_away_for_longer_than_the_log_reaches_back_gets_a_snapsh
         // One at a time: each is an entry of its own.
         c.node(leader).call(say(&by, n.to_string())).await;
     }
-    // A leader keeps what it is about to send to a node that is away; a follower purged it long ago.
+    // A leader keeps what a node that was heard of a moment ago has still to get; a follower purged it long ago.
     c.store(leader).hand_over().await;
     assert_ne!(c.leader().await, leader);
     c.reopen(away).await;

@@ -2,6 +2,9 @@
 //!
 //! A node that installs a snapshot goes on from its end with the log. So while one is on its way, and a moment longer (a broken
 //! link is tried again, and openraft learns of its arrival a little after us), [`Transfers::oldest`] says what must not be purged.
+//!
+//! What always holds: tries to one node that follow each other within that moment are one transfer, which began with the first
+//! of them. So a node at which none ever arrives is waited for no longer than one at which the first takes as long.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,6 +12,8 @@ use std::{
 };
 
 use tokio::time::{Instant, sleep_until};
+
+use crate::raft::NodeId;
 
 /// Bytes a second that all snapshots of a node may take together: a link of one gigabit, and a disk, have room beside it.
 pub const BYTES_PER_SECOND: u64 = 50 << 20;
@@ -29,10 +34,13 @@ struct Inner {
 
 struct Transfer {
     number: u64,
+    target: NodeId,
     /// The last index that the snapshot covers.
     index: u64,
+    /// When the first of its tries did.
     began: Instant,
     ended: Option<Instant>,
+    arrived: bool,
 }
 
 /// One that is going on; dropped at its end, whatever that is.
@@ -42,11 +50,9 @@ pub struct Running {
 }
 
 impl Transfers {
-    pub fn begin(self: &Arc<Self>, index: u64) -> Running {
-        let mut inner = self.lock();
-        inner.count += 1;
-        let number = inner.count;
-        inner.all.push(Transfer { number, index, began: Instant::now(), ended: None });
+    /// To a node that is there to take it: one that is not reached goes on with nothing.
+    pub fn begin(self: &Arc<Self>, target: NodeId, index: u64) -> Running {
+        let number = self.lock().begin(target, index, Instant::now());
         Running { transfers: Arc::clone(self), number }
     }
 
@@ -68,8 +74,33 @@ impl Transfers {
 }
 
 impl Inner {
-    fn oldest(&mut self, patience: Duration, now: Instant) -> Option<u64> {
+    /// Takes the place of the tries before it, if they are one transfer. Its number.
+    fn begin(&mut self, target: NodeId, index: u64, now: Instant) -> u64 {
+        self.forget(now);
+        let tries = self.all.extract_if(.., |transfer| transfer.target == target && !transfer.arrived);
+        let began = tries.map(|transfer| transfer.began).min().unwrap_or(now);
+        self.count += 1;
+        self.all.push(Transfer { number: self.count, target, index, began, ended: None, arrived: false });
+        self.count
+    }
+
+    fn end(&mut self, number: u64, now: Instant) {
+        if let Some(transfer) = self.numbered(number) {
+            transfer.ended = Some(now);
+        }
+    }
+
+    /// `None` once another try has taken its place.
+    fn numbered(&mut self, number: u64) -> Option<&mut Transfer> {
+        self.all.iter_mut().find(|transfer| transfer.number == number)
+    }
+
+    fn forget(&mut self, now: Instant) {
         self.all.retain(|transfer| transfer.ended.is_none_or(|at| now.duration_since(at) < LINGER));
+    }
+
+    fn oldest(&mut self, patience: Duration, now: Instant) -> Option<u64> {
+        self.forget(now);
         let counts = |transfer: &&Transfer| now.duration_since(transfer.began) < patience;
         self.all.iter().filter(counts).map(|transfer| transfer.index).min()
     }
@@ -82,12 +113,18 @@ impl Inner {
     }
 }
 
+impl Running {
+    /// The next one to this node is another.
+    pub fn arrived(self) {
+        if let Some(transfer) = self.transfers.lock().numbered(self.number) {
+            transfer.arrived = true;
+        }
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
-        let mut inner = self.transfers.lock();
-        if let Some(transfer) = inner.all.iter_mut().find(|transfer| transfer.number == self.number) {
-            transfer.ended = Some(Instant::now());
-        }
+        self.transfers.lock().end(self.number, Instant::now());
     }
 }
 
@@ -100,7 +137,7 @@ mod tests {
     #[test]
     fn what_was_sent_a_moment_ago_still_counts() {
         let transfers = Arc::new(Transfers::default());
-        let (old, _new) = (transfers.begin(7), transfers.begin(9));
+        let (old, _new) = (transfers.begin(1, 7), transfers.begin(2, 9));
         assert_eq!(transfers.oldest(HOUR), Some(7));
         drop(old);
         let now = Instant::now();
@@ -108,6 +145,34 @@ mod tests {
         assert_eq!(at(HOUR, now + LINGER / 2), Some(7));
         assert_eq!(at(HOUR, now + LINGER * 3 / 2), Some(9));
         assert_eq!(at(LINGER, now + LINGER * 3 / 2), None, "it takes too long");
+    }
+
+    #[test]
+    fn tries_that_follow_each_other_are_one_transfer_until_one_arrives() {
+        let (mut inner, began) = (Inner::default(), Instant::now());
+        let mut now = began;
+        let patience = LINGER * 10;
+        while now.duration_since(began) < patience {
+            let number = inner.begin(1, 7, now);
+            assert_eq!(inner.oldest(patience, now), Some(7));
+            now += LINGER / 3;
+            inner.end(number, now);
+            now += LINGER / 3;
+        }
+        let number = inner.begin(1, 7, now);
+        assert_eq!(inner.oldest(patience, now), None, "it was tried for long enough");
+        let other = inner.begin(2, 8, now);
+        assert_eq!(inner.oldest(patience, now), Some(8), "one to another node is another");
+        inner.end(other, now);
+
+        inner.numbered(number).unwrap().arrived = true;
+        inner.end(number, now);
+        let number = inner.begin(1, 9, now + LINGER / 2);
+        assert_eq!(inner.oldest(patience, now + LINGER * 2), Some(9), "the one before has arrived");
+        inner.end(number, now + LINGER * 2);
+        let later = now + LINGER * 4;
+        inner.begin(1, 10, later);
+        assert_eq!(inner.oldest(patience, later + patience - LINGER), Some(10), "the one before is long over");
     }
 
     #[test]
