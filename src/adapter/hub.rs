@@ -43,7 +43,7 @@ impl Hub {
     }
 
     /// Names a socket by the public sid of its session. To be called in the connect middleware. False when its namespace is
-    /// not the one that this node knows by that name, so that nobody would hear it (see [`Hub::add`]): it has to be cut.
+    /// not the one that this node knows by that name, so that nobody would hear it (see `Hub::add`): it has to be cut.
     pub fn name(&self, socket: &SocketRef, sid: &command::Sid, transport: &Transport) -> bool {
         // Sids of sessions from before sids were as long as socketioxide's have no such name: other nodes do not see them.
         let Ok(public) = sid.as_str().parse::<Sid>() else { return true };
