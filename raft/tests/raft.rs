@@ -64,7 +64,7 @@ async fn start(temp: &TempDir, name: &str) -> Node {
     let config = Arc::new(config.validate().unwrap());
     let raft = Raft::new(local.node(), config, network, Log::default(), machine.clone()).await.unwrap();
     let (heard, stop) = (Heard::default(), CancellationToken::new());
-    let consensus = Arc::new(RaftConsensus::new(raft.clone(), heard.clone()));
+    let consensus = Arc::new(RaftConsensus::new(raft.clone(), heard.clone(), |_, _| Ok(())));
     let mut tasks = JoinSet::new();
     tasks.spawn(serve(listener, Arc::clone(&local), consensus, Arc::new(Nothing), stop.clone()));
     Node { id: local.node(), peer, raft, machine, heard, stop, _tasks: tasks }

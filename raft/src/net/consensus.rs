@@ -1,6 +1,6 @@
 //! openraft's receiving side, and when this node last heard from its leader.
 
-use std::{fs, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use openraft::{
@@ -17,7 +17,6 @@ use super::SnapshotFile;
 use crate::{
     error::{Error, Result},
     raft::{SnapshotMeta, TypeConfig, Vote},
-    snapshot,
     wire::WireLogId,
 };
 
@@ -67,12 +66,16 @@ impl Heard {
 pub struct RaftConsensus<SM: RaftStateMachine<TypeConfig>> {
     raft: Raft<TypeConfig, SM>,
     heard: Heard,
+    check: Check,
 }
+
+/// Reads a received snapshot, which has to be of that entry, to its end. `Refused` when the state machine could not take it.
+pub type Check = fn(&Path, Option<WireLogId>) -> Result<()>;
 
 impl<SM: RaftStateMachine<TypeConfig>> RaftConsensus<SM> {
     /// `heard` is told of each request of a leader that this node accepted.
-    pub fn new(raft: Raft<TypeConfig, SM>, heard: Heard) -> Self {
-        Self { raft, heard }
+    pub fn new(raft: Raft<TypeConfig, SM>, heard: Heard, check: Check) -> Self {
+        Self { raft, heard, check }
     }
 
     /// For openraft a state machine that cannot install is at its end, so what the sender's disk has damaged must not get there.
@@ -80,9 +83,8 @@ impl<SM: RaftStateMachine<TypeConfig>> RaftConsensus<SM> {
     where
         SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotFile>,
     {
-        let (path, last) = (file.path.clone(), meta.last_log_id.as_ref().map(WireLogId::from));
-        let whole = move || snapshot::check(&path, last);
-        tokio::task::spawn_blocking(whole).await.map_err(Error::fatal)??;
+        let (path, last, check) = (file.path.clone(), meta.last_log_id.as_ref().map(WireLogId::from), self.check);
+        tokio::task::spawn_blocking(move || check(&path, last)).await.map_err(Error::fatal)??;
         let reply = self.raft.install_full_snapshot(vote, Snapshot { meta, snapshot: file }).await;
         let reply = reply.map_err(Error::unavailable)?;
         if reply.vote == vote {

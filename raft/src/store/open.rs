@@ -33,7 +33,7 @@ use crate::{
     propose::Proposals,
     raft::Peer,
     retention::Retention,
-    snapshot::Snapshots,
+    snapshot::{self, Snapshots},
     space::Space,
     wal,
 };
@@ -113,7 +113,7 @@ impl Store {
         let peers = Arc::new(Peers::new(local.clone()));
         let clock = Arc::new(Clock::new(node, consensus.clone(), peers.clone()));
         let comparison = Arc::new(Comparison::new(node, consensus.clone(), peers.clone(), replica.clone()));
-        let receiving = Arc::new(RaftConsensus::new(raft, heard));
+        let receiving = Arc::new(RaftConsensus::new(raft, heard, snapshot::check));
         let former = Arc::new(Former::new(local.clone(), peers.clone(), receiving.clone(), config.expect));
         let (started_now, started) = watch::channel(false);
         let (contact_now, contact) = watch::channel(None);

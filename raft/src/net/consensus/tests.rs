@@ -5,7 +5,10 @@ use std::{fs, path::PathBuf};
 use openraft::storage::RaftStateMachine;
 
 use super::*;
-use crate::cluster::{Cluster, say, until};
+use crate::{
+    cluster::{Cluster, say, until},
+    snapshot,
+};
 
 /// A running cluster, its newest snapshot with what openraft says of it, and the same file as it would arrive at a follower.
 async fn arrived() -> (Cluster, usize, Vote, SnapshotMeta, PathBuf) {
@@ -27,7 +30,7 @@ async fn arrived() -> (Cluster, usize, Vote, SnapshotMeta, PathBuf) {
 }
 
 fn receiver(c: &Cluster, node: usize) -> impl Consensus {
-    RaftConsensus::new(c.store(node).changes().consensus.raft.clone(), Heard::default())
+    RaftConsensus::new(c.store(node).changes().consensus.raft.clone(), Heard::default(), snapshot::check)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
