@@ -211,10 +211,10 @@ impl Client {
         step: Duration,
     ) -> Result<Vote, StreamingError<TypeConfig>> {
         self.update_addr();
+        // Before it is dialed: the log could be purged past this snapshot meanwhile.
+        let running = self.transfers.begin(self.target, snapshot.meta.last_log_id.map_or(0, |id| id.index));
         let dialed = handshake::dial(&self.local, &self.addr, Lane::Bulk, Some(self.target)).await;
         let (mut stream, _) = dialed.inspect_err(|e| self.complain(e)).map_err(|e| unreachable(&e))?;
-        // Not before: openraft goes on trying a node that is away, and nothing waits for that.
-        let running = self.transfers.begin(self.target, snapshot.meta.last_log_id.map_or(0, |id| id.index));
         let sent = snapshot::send(&mut stream, vote, &snapshot.meta, &snapshot.snapshot, &self.transfers, step).await;
         if sent.is_ok() {
             running.arrived();

@@ -50,7 +50,6 @@ pub struct Running {
 }
 
 impl Transfers {
-    /// To a node that is there to take it: one that is not reached goes on with nothing.
     pub fn begin(self: &Arc<Self>, target: NodeId, index: u64) -> Running {
         let number = self.lock().begin(target, index, Instant::now());
         Running { transfers: Arc::clone(self), number }
