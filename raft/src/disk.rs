@@ -1,13 +1,19 @@
-//! Small files that must survive a power cut: written aside, synced, renamed, the folder synced.
+//! Small files that must survive a power cut: written aside, synced, renamed, the folder synced. And locks that are held for a
+//! moment.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::error::{Error, Result};
+
+/// How often is looked whether a lock was let go.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Replaces `path` by these bytes, readable by this user alone, or leaves it as it was; never a mix, also after a power
 /// cut.
@@ -28,6 +34,18 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn sync_parent(path: &Path) -> Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent).and_then(|folder| folder.sync_all()).map_err(|e| failed("sync", parent, &e))
+}
+
+/// Opens or locks what may be locked for a moment: a process that is being started holds its parent's files until it runs its
+/// own program, and one that was killed its own. `WouldBlock` when it is locked for longer than that. Blocks.
+pub fn unlocked<T>(within: Duration, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let began = Instant::now();
+    loop {
+        match open() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && began.elapsed() < within => thread::sleep(LOOK),
+            opened => return opened,
+        }
+    }
 }
 
 /// An I/O error as the node has to see it: final, with the path in it.

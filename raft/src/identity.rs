@@ -10,13 +10,12 @@
 //!   known to be one, and refused.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -31,10 +30,8 @@ use crate::{
 
 const FILE: &str = "identity";
 const LOCK: &str = "lock";
-/// How long a locked folder is waited for: a process that is being started holds its parent's files for a moment, and one
-/// that was killed its own.
+/// How long a locked folder is waited for.
 const LOCKED_MAX: Duration = Duration::from_millis(500);
-const LOOK: Duration = Duration::from_millis(5);
 /// What else may lie in a folder that has no identity (yet, or any more): what a node makes there, and what a file system does.
 const KNOWN: [&str; 6] = [LOCK, "reserve", "log", "state", "snapshots", "lost+found"];
 
@@ -246,20 +243,13 @@ fn named(dir: PathBuf) -> Result<PathBuf> {
 fn lock(dir: &Path) -> Result<File> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(dir.join(LOCK));
     let file = file.map_err(|e| failed(dir, "open the lock in", &e))?;
-    let began = Instant::now();
-    let locked = loop {
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) if began.elapsed() < LOCKED_MAX => thread::sleep(LOOK),
-            locked => break locked,
-        }
-    };
-    match locked {
+    match disk::unlocked(LOCKED_MAX, || file.try_lock().map_err(io::Error::from)) {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::refused(format!(
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(Error::refused(format!(
             "another process is using the data folder {}; each node needs its own folder",
             dir.display()
         ))),
-        Err(TryLockError::Error(e)) => Err(failed(dir, "lock", &e)),
+        Err(e) => Err(failed(dir, "lock", &e)),
     }
 }
 

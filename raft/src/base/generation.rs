@@ -6,8 +6,7 @@ use std::{
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{Health, Point, Reader, fill::fill};
@@ -34,9 +33,8 @@ pub const LEAF_PAIRS: usize = FANOUT / 2;
 const CACHE_BYTES: usize = 96 << 20;
 /// A handle that is dropped flushes, unless sled believes that its own thread will; that one never wakes up.
 const NEVER_MS: usize = 1 << 50;
-/// How long a directory may be locked before it is taken for unusable, and how often that is looked at.
+/// How long a directory may be locked before it is taken for unusable.
 const LOCKED_MAX: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(5);
 /// Of zstd. Higher levels save little on pairs this small.
 const COMPRESSION: i32 = 1;
 
@@ -178,26 +176,15 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// sled starts `sync` twice before it looks at its files: an open waits for all that the machine has not written yet. And a
-/// process that is being started holds all files of its parent for a moment, also the lock of a directory that another store of
-/// this process has just let go: that is waited for, and no damage.
+/// sled starts `sync` twice before it looks at its files: an open waits for all that the machine has not written yet. And it is
+/// these processes that may hold the lock of a directory which another store of this one has just let go.
 pub fn open_db(path: &Path) -> Result<Db> {
-    let began = Instant::now();
-    loop {
-        match try_open(path) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && began.elapsed() < LOCKED_MAX => thread::sleep(LOOK),
-            opened => return opened.map_err(|e| failed("open", path, &e)),
-        }
-    }
-}
-
-fn try_open(path: &Path) -> io::Result<Db> {
     let config = sled::Config::new()
         .path(path)
         .cache_capacity_bytes(CACHE_BYTES)
         .flush_every_ms(Some(NEVER_MS))
         .zstd_compression_level(COMPRESSION);
-    config.open()
+    disk::unlocked(LOCKED_MAX, || config.open()).map_err(|e| failed("open", path, &e))
 }
 
 /// The directory, if it opens and nobody has found it damaged. sled was seen to panic on damage.
@@ -279,6 +266,8 @@ fn next(dir: &Path, before: Option<&Path>) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use rustix::fs::{FlockOperation, flock};
 
     use super::*;
@@ -292,7 +281,7 @@ mod tests {
         let lock = fs::File::open(&path).expect("it is there");
         flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("it was let go");
         let holder = thread::spawn(move || {
-            thread::sleep(LOOK * 20);
+            thread::sleep(Duration::from_millis(100));
             drop(lock);
         });
         assert_eq!(open(&dir, &snapshots).expect("it opens").path, path);
