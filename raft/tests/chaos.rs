@@ -1,5 +1,5 @@
-//! Random faults under load: nodes are killed and paused, leadership is moved, links are cut one way or both. Then all is
-//! healed, and every node has to hold what was acknowledged, once.
+//! Random faults under load: nodes are killed and paused, lose their disks, leadership is moved, links are cut one way or
+//! both. Then all is healed, and every node has to hold what was acknowledged, once.
 //!
 //! An episode is one cluster for about a minute, in rounds of some ten seconds of faults with a verdict after each. CI runs
 //! one. For longer, each episode with the next seed:
@@ -26,6 +26,8 @@ use tokio::time::sleep;
 const EPISODE: Duration = Duration::from_secs(55);
 /// Faults of one round, without healing and the verdict.
 const ROUND: Duration = Duration::from_secs(9);
+/// Longer than some pauses and shorter than others.
+const REPLACE_AFTER: Duration = Duration::from_secs(2);
 /// Fewer acknowledgements in a round say nothing.
 const ACKED_MIN: usize = 100;
 
@@ -56,6 +58,9 @@ async fn what_was_acknowledged_survives_random_faults() {
 enum Fault {
     Kill,
     KillAll,
+    /// Killed, and its disk is gone: an empty one takes its place. Not a second one before the first is made good: two of
+    /// three disks are what the cluster's word rests on.
+    Lose,
     Pause,
     Transfer,
     CutOneWay,
@@ -63,11 +68,25 @@ enum Fault {
     Isolate,
 }
 
-use Fault::{CutBothWays, CutOneWay, Isolate, Kill, KillAll, Pause, Transfer};
+use Fault::{CutBothWays, CutOneWay, Isolate, Kill, KillAll, Lose, Pause, Transfer};
 
 /// As often as they stand here.
-const FAULTS: [Fault; 13] =
-    [Kill, Kill, Kill, KillAll, Pause, Pause, Transfer, Transfer, Transfer, CutOneWay, CutOneWay, CutBothWays, Isolate];
+const FAULTS: [Fault; 14] = [
+    Kill,
+    Kill,
+    Kill,
+    KillAll,
+    Lose,
+    Pause,
+    Pause,
+    Transfer,
+    Transfer,
+    Transfer,
+    CutOneWay,
+    CutOneWay,
+    CutBothWays,
+    Isolate,
+];
 
 /// What ends a fault.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +102,8 @@ struct Chaos {
     /// What is broken at the moment, and until when.
     repairs: Vec<(Instant, Repair)>,
     paused: [bool; 3],
+    /// A disk was lost in this round.
+    lost: bool,
     /// Those whose turn is still to come.
     faults: Vec<Fault>,
     counts: BTreeMap<Fault, usize>,
@@ -92,12 +113,14 @@ struct Chaos {
 impl Chaos {
     async fn new(seed: u64) -> Self {
         let load = Load { proposers: 4, pause: 3, ..Load::default() };
-        let fleet = Fleet::new(Options { load, snapshot_every: 300, ..Options::default() }).await;
+        let fleet =
+            Fleet::new(Options { load, replace_after: REPLACE_AFTER, snapshot_every: 300, ..Options::default() }).await;
         Self {
             fleet,
             random: Random::new(seed),
             repairs: Vec::new(),
             paused: [false; 3],
+            lost: false,
             faults: Vec::new(),
             counts: BTreeMap::new(),
             began: Instant::now(),
@@ -142,6 +165,8 @@ impl Chaos {
         let healed = self.fleet.all_started().await;
         self.fleet.unload_all().await;
         self.fleet.agree().await;
+        self.fleet.all_vote().await;
+        self.lost = false;
         let acked = self.fleet.acked() - acked;
         self.log(&format!("whole after {healed:?}, {acked} acknowledged"));
         assert!(acked >= ACKED_MIN, "not conclusive: {acked} acknowledged");
@@ -201,6 +226,13 @@ impl Chaos {
                 for i in awake {
                     self.kill(i).await;
                 }
+            }
+            Lose if self.lost => return false,
+            Lose => {
+                self.kill(i).await;
+                self.log("its disk is gone");
+                self.fleet.lose(i);
+                self.lost = true;
             }
             Pause => {
                 self.log(&format!("pause {i}"));

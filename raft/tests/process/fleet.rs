@@ -1,7 +1,7 @@
 //! A cluster of processes, what they said, and the verdict on what they hold.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     process::ExitStatus,
     sync::{Arc, Mutex},
@@ -23,6 +23,8 @@ pub struct Options {
     pub links: bool,
     pub heartbeat: Duration,
     pub election: Duration,
+    /// How long a node whose disk is gone is waited for.
+    pub replace_after: Duration,
     pub snapshot_every: u64,
     /// Data folders, one a node; by default in a temporary folder.
     pub data: Option<Vec<PathBuf>>,
@@ -37,6 +39,7 @@ impl Default for Options {
             links: true,
             heartbeat: Duration::from_millis(100),
             election: Duration::from_millis(400),
+            replace_after: Duration::from_secs(600),
             snapshot_every: 1000,
             data: None,
             load: Load::default(),
@@ -104,14 +107,16 @@ impl Fleet {
 
     /// Opens the store of a process, or says why it does not open. The process ends then.
     pub async fn open(&mut self, i: usize) -> Result<(), String> {
-        let Options { heartbeat, election, snapshot_every, nodes, .. } = self.options;
+        let Options { heartbeat, election, replace_after, snapshot_every, nodes, .. } = self.options;
         let order = format!(
-            "open data={} name={i} at={} join={} expect={nodes} heartbeat={} election={} snapshot={snapshot_every}",
+            "open data={} name={i} at={} join={} expect={nodes} heartbeat={} election={} replace={} \
+             snapshot={snapshot_every}",
             self.data[i].display(),
             self.addrs[i],
             self.addrs.join(","),
             heartbeat.as_millis(),
             election.as_millis(),
+            replace_after.as_millis(),
         );
         let id: u64 = parsed(&self.node(i).ask(&order).await?, "node");
         assert!(self.ids[i] == 0 || self.ids[i] == id, "node {i} came back as another one");
@@ -134,6 +139,27 @@ impl Fleet {
 
     pub async fn kill(&mut self, i: usize) {
         self.nodes[i].take().expect("it runs").kill().await;
+    }
+
+    /// Its disk is gone: the next start is that of a new node of the same name. It must not run.
+    pub fn lose(&mut self, i: usize) {
+        assert!(self.nodes[i].is_none(), "it does not run");
+        std::fs::remove_dir_all(&self.data[i]).unwrap();
+        std::fs::remove_file(moim_raft::marker::path(&self.data[i])).unwrap();
+        (self.ids[i], self.incarnations[i]) = (0, (0, 0));
+    }
+
+    /// Waits until the voters are the nodes that run, and no others.
+    pub async fn all_vote(&self) {
+        let began = Instant::now();
+        for i in self.running() {
+            let all = |status: &str| {
+                let voters = super::value(status, "voters").unwrap_or_default();
+                voters.split(',').filter_map(|id| id.parse().ok()).collect::<BTreeSet<u64>>()
+                    == self.ids.iter().copied().collect()
+            };
+            self.until(i, "status", all, began).await;
+        }
     }
 
     /// Sees to it that node `i` leads. Asked more than once: a node that has just begun to lead may not know yet whom it

@@ -8,7 +8,7 @@
 //!
 //! | order | words | answer |
 //! | --- | --- | --- |
-//! | `open` | `data= name= at= join=A,B expect= heartbeat= election= snapshot=` (milliseconds, entries) | `node=` |
+//! | `open` | `data= name= at= join=A,B expect= heartbeat= election= replace= snapshot=` (milliseconds, entries) | `node=` |
 //! | `status` | | `node= leader= term= committed= applied= incarnation= started= voters= silent=` (milliseconds since a leader with a quorum was heard) |
 //! | `hash` | an index | `index= hash=`, once that much is applied |
 //! | `load` | see [`Load`] | |
@@ -183,7 +183,7 @@ async fn open(words: &str, listener: TcpListener) -> moim_raft::Result<Node> {
         node_timeout: Duration::from_secs(2),
         session_ttl: Duration::from_secs(3600),
         presence_grace: Duration::from_secs(60),
-        replace_after: Duration::from_secs(600),
+        replace_after: ms("replace"),
         heartbeat: ms("heartbeat"),
         election: ms("election"),
         snapshot_every: parsed(words, "snapshot"),
@@ -206,6 +206,8 @@ async fn open(words: &str, listener: TcpListener) -> moim_raft::Result<Node> {
         say(if answered { "answered" } else { "hanging" });
         exit(1);
     });
+    // A node of that name on another disk counts its incarnations from 1 again.
+    let name = format!("{name}.{:x}", store.node());
     Ok(Node { store, name, load, writes: AtomicU64::new(0), guard })
 }
 
@@ -301,7 +303,7 @@ impl Node {
             s.applied,
             self.store.incarnation(),
             s.started,
-            s.voters.len(),
+            s.voters.iter().map(u64::to_string).collect::<Vec<_>>().join(","),
             s.silent_for.map_or(u64::MAX, |silent| silent.as_millis() as u64),
         )
     }
