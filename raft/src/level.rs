@@ -13,6 +13,14 @@
 //! - The level never falls. A node that does not know it is refused by its peers, and stops where it meets it in its own log:
 //!   to skip a command that it does not understand would fork the state.
 //!
+//! - A level may also change what an older command does. `apply` asks the state's level for that, so that all nodes change in
+//!   the same place of the log.
+//!
+//! | level | what came with it |
+//! | --- | --- |
+//! | 1 | what every version has known |
+//! | 2 | a session may be taken over more often before that is a quarrel |
+//!
 //! This is apart from the version of the peer protocol ([`crate::net::handshake::VERSIONS`]), which two nodes settle between
 //! themselves for each connection.
 
@@ -25,6 +33,8 @@ pub type Level = u16;
 
 /// What every version has known. Its commands may be proposed before a level was ever set.
 pub const FIRST: Level = 1;
+/// See the table above.
+pub const SECOND: Level = 2;
 
 /// A range of levels, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +44,7 @@ pub struct Levels {
 }
 
 /// What this program knows.
-pub const KNOWN: Levels = Levels { min: FIRST, max: FIRST };
+pub const KNOWN: Levels = Levels { min: FIRST, max: SECOND };
 
 impl Default for Levels {
     fn default() -> Self {

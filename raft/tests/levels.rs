@@ -1,5 +1,5 @@
 //! Versions side by side: a cluster goes to a higher level when its last node knows it, and never back. Later versions are
-//! this one, announcing more.
+//! this one, announcing more; earlier ones are this one, announcing less.
 
 mod cluster;
 
@@ -9,7 +9,7 @@ use moim_raft::{
     Error,
     codec::{self, Kind},
     command::Command,
-    level::{Level, Levels},
+    level::{KNOWN, Level, Levels},
     log::{Log, Options},
     wire::{WireEntry, WireLogId, WirePayload},
 };
@@ -19,8 +19,8 @@ use tokio::{
     time::{Duration, sleep, timeout},
 };
 
-const OLD: Levels = Levels { min: 1, max: 1 };
-const NEW: Levels = Levels { min: 1, max: 2 };
+const OLD: Levels = KNOWN;
+const NEW: Levels = Levels { max: KNOWN.max + 1, ..KNOWN };
 /// The leader looks twice a second; so by then it has looked.
 const LOOKED: Duration = Duration::from_millis(1500);
 
@@ -42,17 +42,17 @@ async fn all_at(c: &Cluster, wanted: Level) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_upgrade_ends_at_the_higher_level_and_an_old_node_stays_out_of_it() {
     let mut c = Cluster::new(3).await;
-    all_at(&c, 1).await;
+    all_at(&c, OLD.max).await;
     for i in 0..2 {
         restart(&mut c, i, NEW).await;
         sleep(LOOKED).await;
-        assert!(c.running().all(|node| level(node) == Some(1)), "one node does not know level 2 yet");
+        assert!(c.running().all(|node| level(node) == Some(OLD.max)), "one node does not know the next level yet");
     }
     // Until the last one has the new version, each can go back.
     restart(&mut c, 0, OLD).await;
     restart(&mut c, 0, NEW).await;
     restart(&mut c, 2, NEW).await;
-    all_at(&c, 2).await;
+    all_at(&c, NEW.max).await;
     let by = c.node(0).open_in_lobby("client").await;
     c.node(1).call(say(&by, "after")).await;
     c.agree().await;
@@ -62,7 +62,7 @@ async fn a_rolling_upgrade_ends_at_the_higher_level_and_an_old_node_stays_out_of
     c.levels[2] = OLD;
     let listener = TcpListener::bind(&c.listens[2]).await.unwrap();
     let Err(Error::Refused(why)) = c.try_open(2, listener).await else { panic!("must be refused") };
-    assert!(why.contains("at level 2, but this node knows levels 1 to 1 only: it needs a newer version"), "{why}");
+    assert!(why.contains("at level 3, but this node knows levels 1 to 2 only: it needs a newer version"), "{why}");
 
     // and an empty folder is not taken in,
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -71,7 +71,7 @@ async fn a_rolling_upgrade_ends_at_the_higher_level_and_an_old_node_stays_out_of
     c.levels.push(OLD);
     c.names.push("n3".to_owned());
     let late = c.try_open(3, listener).await.expect("it looks for its cluster");
-    until(|| late.store.status().waiting.contains("at level 2, but n3 knows levels 1 to 1 only")).await;
+    until(|| late.store.status().waiting.contains("at level 3, but n3 knows levels 1 to 2 only")).await;
     assert!(c.running().all(|node| node.store.status().peers.len() == 3));
     late.store.close().await.unwrap();
     drop(late);
@@ -83,7 +83,7 @@ async fn a_rolling_upgrade_ends_at_the_higher_level_and_an_old_node_stays_out_of
         c.reopen(i).await;
     }
     c.all_started().await;
-    all_at(&c, 2).await;
+    all_at(&c, NEW.max).await;
     c.agree().await;
 }
 
@@ -102,17 +102,17 @@ async fn a_learner_that_knows_less_holds_the_level_back() {
         restart(&mut c, i, NEW).await;
     }
     sleep(LOOKED).await;
-    assert!(c.running().all(|node| level(node) == Some(1)));
+    assert!(c.running().all(|node| level(node) == Some(OLD.max)));
     restart(&mut c, 2, NEW).await;
-    all_at(&c, 2).await;
+    all_at(&c, NEW.max).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_meets_a_level_above_its_own_stops_and_says_what_to_do() {
     let c = Cluster::new(1).await;
-    let _ = c.store(0).call(Command::SetLevel(2)).await;
+    let _ = c.store(0).call(Command::SetLevel(NEW.max)).await;
     let why = timeout(PATIENCE, c.store(0).fatal()).await.expect("it cannot go on").to_string();
-    assert!(why.starts_with("fatal: the cluster is at level 2, but this node knows levels 1 to 1 only"), "{why}");
+    assert!(why.starts_with("fatal: the cluster is at level 3, but this node knows levels 1 to 2 only"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -96,6 +96,7 @@ impl Run {
                 let present = self.model.present.iter();
                 Wish::Offline(present.map(|(user, position)| (*user, position - u64::from(late))).collect())
             }
+            25 if self.rng.below(8) == 0 => Wish::Level(1 + self.rng.below(2) as u16),
             25 if self.rng.below(3) == 0 => Wish::Down(1 + self.rng.below(NODES)),
             _ => Wish::Say(by, room),
         }
@@ -123,6 +124,7 @@ impl Run {
             Wish::Down(node) => {
                 Command::Down { node: *node, incarnation: self.incarnations.get(node).map_or(0, |(inc, _)| *inc) }
             }
+            Wish::Level(level) => Command::SetLevel(*level),
             Wish::Offline(users) => {
                 let away = |(who, at): &(u64, u64)| Away { ns: ns(), user: user(*who), attached: Position(*at) };
                 Command::Offline(users.iter().map(away).collect())

@@ -66,6 +66,12 @@ impl Script {
         script
     }
 
+    fn at_level_2() -> Self {
+        let mut script = Self::new();
+        script.run(Command::SetLevel(2));
+        script
+    }
+
     /// The node's next start; the script goes on there.
     fn start(&mut self, node: u64) {
         self.at = node;
@@ -111,6 +117,11 @@ impl Script {
 
     fn resume(&mut self, read: &Holder, name: &str, who: &str) -> Reply {
         self.reply(Command::Resume { read: read.clone(), ns: ns(), user: user(who), pid: pid(name) })
+    }
+
+    /// The return of a session of alice, who was attached as of that generation.
+    fn take_over(&mut self, read: &Holder, generation: Generation) -> Reply {
+        self.resume(&at(read, generation), "a", "alice")
     }
 
     fn join(&mut self, by: &Holder, name: &str) -> Applied {
@@ -396,26 +407,75 @@ fn resume_is_a_compare_and_set() {
 }
 
 #[test]
-fn a_session_that_two_clients_take_from_each_other_stays_with_the_one_that_has_it() {
+fn below_level_2_the_fourth_takeover_within_ten_seconds_is_refused() {
     let mut s = Script::new();
+    s.run(Command::SetLevel(1));
     let read = s.open("a", "alice");
-    let take = |s: &mut Script, generation| s.resume(&at(&read, generation), "a", "alice");
     for generation in 1..=3 {
         s.at = 1 + generation % 2;
         s.stamp += 1000;
-        assert!(matches!(take(&mut s, generation), Reply::Seated { .. }));
+        assert!(matches!(s.take_over(&read, generation), Reply::Seated { .. }));
     }
     s.stamp += 7999;
-    assert_eq!(take(&mut s, 4), Reply::Refused(Refusal::Contested), "the fourth within ten seconds of the first");
+    assert_eq!(s.take_over(&read, 4), Reply::Refused(Refusal::Contested), "the fourth within ten seconds of the first");
     assert!(s.state.is_attached(&s.state.session(&read.sid).unwrap()), "and it goes on where it is");
     s.run(Command::Lost(vec![at(&read, 4)]));
-    assert!(matches!(take(&mut s, 4), Reply::Seated { generation: 5, .. }), "that it has nobody is no contest");
-    assert_eq!(take(&mut s, 5), Reply::Refused(Refusal::Contested));
+    assert!(matches!(s.take_over(&read, 4), Reply::Seated { generation: 5, .. }), "that it has nobody is no contest");
+    assert_eq!(s.take_over(&read, 5), Reply::Refused(Refusal::Contested));
     s.stamp += 1;
-    assert!(matches!(take(&mut s, 5), Reply::Seated { generation: 6, .. }), "the first is long ago");
-    assert_eq!(take(&mut s, 6), Reply::Refused(Refusal::Contested), "the second is not");
+    assert!(matches!(s.take_over(&read, 5), Reply::Seated { generation: 6, .. }), "the first is long ago");
+    assert_eq!(s.take_over(&read, 6), Reply::Refused(Refusal::Contested), "the second is not");
     s.run(Command::Close(at(&read, 6)));
     assert!(s.state.pairs().all(|(key, _)| key[0] != 0x15), "nothing is left of it");
+}
+
+/// A server's disconnect brings a stock client back after 0.5 to 1.5 s and what it takes to connect.
+#[test]
+fn a_session_that_two_clients_take_from_each_other_stays_with_the_one_that_has_it() {
+    for pace in [500, 1000, 1900] {
+        let mut s = Script::at_level_2();
+        let read = s.open("a", "alice");
+        for generation in 1..=10 {
+            s.at = 1 + generation % 2;
+            s.stamp += pace;
+            assert!(matches!(s.take_over(&read, generation), Reply::Seated { .. }), "{pace}: {generation}");
+        }
+        s.stamp += pace;
+        assert_eq!(s.take_over(&read, 11), Reply::Refused(Refusal::Contested), "{pace}");
+        assert!(s.state.is_attached(&s.state.session(&read.sid).unwrap()), "and it goes on where it is");
+        s.stamp += 20_000 - 10 * pace - 1;
+        assert_eq!(s.take_over(&read, 11), Reply::Refused(Refusal::Contested), "{pace}");
+        s.stamp += 1;
+        assert!(matches!(s.take_over(&read, 11), Reply::Seated { .. }), "the first is long ago");
+    }
+}
+
+/// Each kill costs a polling client three tries: its node, and two that went through the one that is dead, before anybody says
+/// that this one is down.
+#[test]
+fn who_comes_back_while_three_nodes_are_killed_one_after_another_keeps_its_session() {
+    let mut s = Script::at_level_2();
+    let read = s.open("a", "alice");
+    for generation in 1..=9 {
+        s.at = 1 + generation % 3;
+        s.stamp += if generation % 3 == 1 { 3000 } else { 600 };
+        assert!(matches!(s.take_over(&read, generation), Reply::Seated { .. }), "{generation}");
+    }
+}
+
+/// Nodes of both versions apply the same log: what counts is the level in it, and nothing else.
+#[test]
+fn what_was_refused_below_level_2_is_not_from_there_on() {
+    let mut s = Script::new();
+    s.run(Command::SetLevel(1));
+    let read = s.open("a", "alice");
+    for generation in 1..=3 {
+        s.take_over(&read, generation);
+    }
+    let again = Command::Resume { read: at(&read, 4), ns: ns(), user: user("alice"), pid: pid("a") };
+    let done = s.run_all(vec![again.clone(), Command::SetLevel(2), again]);
+    assert_eq!(done[0].reply, Reply::Refused(Refusal::Contested));
+    assert!(matches!(done[2].reply, Reply::Seated { generation: 5, .. }), "{done:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@
 // A fresh session needs a reason, and these are all there are here, where nothing is trimmed and nobody is away for long:
 // the client switched recovery off or said goodbye; it had never heard `ready` in the session that it lost; or its user
 // left and joined one room twice since its last entry, so that the membership's two last spans do not reach back; or it came
-// for a session that was attached, as far as the log knew, and had been taken over three times within ten seconds. Of that
+// for a session that was attached, as far as the log knew, and had been taken over ten times within twenty seconds. Of that
 // last one only the node that decided it knows, and says so in its log; it must also be possible, by what was asked for.
 
 const ENTRIES = ["message", "joined", "left"];
@@ -16,8 +16,8 @@ const LAST = "~"; // above every id
 /// Users who were away for less are online. With what a busy machine may add to it.
 const GRACE = 18_000;
 /// A session is taken over so often at most in so many ms, of the log's clock.
-const TAKEOVERS_MAX = 3;
-const TAKEOVERS_MS = 10_000;
+const TAKEOVERS_MAX = 10;
+const TAKEOVERS_MS = 20_000;
 /// Between a CONNECT and what the log makes of it, or the client hears of it: a link that is held, a quorum that is missing.
 const LATE = 10_000;
 

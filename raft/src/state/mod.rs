@@ -221,6 +221,11 @@ impl State {
         self.level
     }
 
+    /// Whether every node has known this level from before this command on: what a level changes begins there.
+    fn is_at(&self, level: Level) -> bool {
+        self.level.is_some_and(|now| now >= level)
+    }
+
     /// Equal on all nodes at the same applied index.
     pub fn hash(&self) -> u128 {
         self.kv.sum().hash

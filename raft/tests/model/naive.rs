@@ -11,7 +11,8 @@ pub const META: u8 = 0x01;
 /// Tables with a row for some rows of another: of sessions, those that were taken over; of users with sessions, those of whom
 /// a span was dropped.
 pub const EACH_OF: [(u8, u8); 2] = [(0x15, 0x10), (0x25, 0x12)];
-const TAKEOVERS: (usize, u64) = (3, 10_000);
+/// How many within which time: at level 1, and from level 2 on.
+const TAKEOVERS: [(usize, u64); 2] = [(3, 10_000), (10, 20_000)];
 
 /// The last users are guests.
 pub fn is_guest(n: u64) -> bool {
@@ -46,6 +47,7 @@ pub struct Entry {
 pub struct Model {
     pub position: u64,
     pub clock: u64,
+    pub level: u16,
     pub live: BTreeMap<u64, u64>,
     pub seats: BTreeMap<u64, Seat>,
     pub members: BTreeSet<(u64, u64)>,
@@ -69,7 +71,7 @@ impl Model {
     /// Whether it is taken over too often; if not, that it is once more.
     pub fn is_contested(&mut self, by: &(u64, u64)) -> bool {
         let Some(seat) = self.held(by).cloned().filter(|seat| self.attached(seat)) else { return false };
-        let (now, (max, within)) = (self.clock, TAKEOVERS);
+        let (now, (max, within)) = (self.clock, TAKEOVERS[usize::from(self.level >= 2)]);
         let contested = seat.taken.iter().filter(|at| now - **at < within).count() >= max;
         self.held(by).unwrap().taken.extend((!contested).then_some(now));
         contested
@@ -226,6 +228,7 @@ impl Model {
                 }
                 self.write(room, format!("{}: hello", seat.user));
             }
+            Wish::Level(level) => self.level = self.level.max(level),
             Wish::Down(node) => _ = self.live.remove(&node),
             Wish::Offline(users) => {
                 for (user, attached) in users {
@@ -252,6 +255,7 @@ pub enum Wish {
     Exit((u64, u64), u64),
     Say((u64, u64), u64),
     Down(u64),
+    Level(u16),
     /// Users, and where each was last attached.
     Offline(Vec<(u64, u64)>),
 }

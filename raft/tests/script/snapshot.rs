@@ -9,6 +9,7 @@ use std::{
 use goldenscript::{Command as Line, Runner};
 use moim_raft::{
     command::{Batch, Command, Holder, Namespace, NodeInfo, Room, Sid, User},
+    level::Levels,
     snapshot::Reading,
     state::State,
 };
@@ -45,7 +46,9 @@ impl SnapshotScript {
         let by = Holder { sid: sid.clone(), generation: 1 };
         if self.sequence == 0 {
             let (ns, user) = (Namespace::new("/").expect("a name"), User::new("ann").expect("a name"));
-            self.apply(Command::Started(NodeInfo::default()));
+            // As the first version has it: what these scripts say of hashes holds for every later one.
+            let info = NodeInfo { levels: Levels { min: 1, max: 1 }, ..NodeInfo::default() };
+            self.apply(Command::Started(info));
             self.apply(Command::Open { sid, ns, user, guest: false, pid: [b'p'; 32] });
             self.apply(Command::Join { by: by.clone(), room: room.clone() });
         }
