@@ -298,12 +298,17 @@ pub enum Command {
     },
     /// The leader found entries in these rooms that are older than `history.ttl`.
     Sweep(Vec<(Namespace, Room)>),
+    /// The leader found that these users have `mid`s past their window. From level 2 on.
+    ForgetMids(Vec<User>),
 }
 
 impl Command {
     /// The level from which on a cluster may be given this command. A new command names the level that it came with.
     pub fn level(&self) -> Level {
-        level::FIRST
+        match self {
+            Self::ForgetMids(_) => level::SECOND,
+            _ => level::FIRST,
+        }
     }
 }
 

@@ -19,7 +19,7 @@
 //! | level | what came with it |
 //! | --- | --- |
 //! | 1 | what every version has known |
-//! | 2 | a session may be taken over more often before that is a quarrel |
+//! | 2 | a session may be taken over more often before that is a quarrel; `ForgetMids` |
 //!
 //! This is apart from the version of the peer protocol ([`crate::net::handshake::VERSIONS`]), which two nodes settle between
 //! themselves for each connection.

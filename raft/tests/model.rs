@@ -18,7 +18,7 @@ use moim_raft::{
         replay::{Incomplete, ReplayLimit},
     },
 };
-use naive::{HISTORY, Model, NODES, ROOMS, USERS, Wish, is_guest};
+use naive::{HISTORY, MID_WINDOW, MIDS, Model, NODES, ROOMS, USERS, Wish, is_guest};
 
 /// Long ones reach every bound, short ones many beginnings.
 const LONG: (u64, u64) = (100, 200);
@@ -98,7 +98,8 @@ impl Run {
             }
             25 if self.rng.below(8) == 0 => Wish::Level(1 + self.rng.below(2) as u16),
             25 if self.rng.below(3) == 0 => Wish::Down(1 + self.rng.below(NODES)),
-            _ => Wish::Say(by, room),
+            27..30 if self.model.level >= 2 => Wish::ForgetMids((0..USERS).filter(|_| self.rng.below(3) > 0).collect()),
+            _ => Wish::Say(by, room, Some(self.rng.below(24)).filter(|mid| *mid < 6)),
         }
     }
 
@@ -118,9 +119,11 @@ impl Run {
             Wish::Leave(by, r) => Command::Leave { by: holder(by), room: room(*r) },
             Wish::Enter(by, r) => Command::Enter { by: holder(by), room: room(*r) },
             Wish::Exit(by, r) => Command::Exit { by: holder(by), room: room(*r) },
-            Wish::Say(by, r) => {
-                Command::Publish { by: holder(by), room: room(*r), text: "hello".to_owned(), mid: None }
+            Wish::Say(by, r, mid) => {
+                let mid = mid.map(|mid| format!("mid {mid}"));
+                Command::Publish { by: holder(by), room: room(*r), text: "hello".to_owned(), mid }
             }
+            Wish::ForgetMids(users) => Command::ForgetMids(users.iter().map(|n| user(*n)).collect()),
             Wish::Down(node) => {
                 Command::Down { node: *node, incarnation: self.incarnations.get(node).map_or(0, |(inc, _)| *inc) }
             }
@@ -169,7 +172,11 @@ impl Run {
             assert!(matches!(self.apply(&batch), Outcome::Skipped(_)));
             return self.start(node);
         }
-        let stamp = self.rng.below(1_000_000);
+        // Often a little later; sometimes it jumps, to and fro.
+        let stamp = match self.rng.below(4) {
+            0 => self.rng.below(1_000_000),
+            _ => self.model.clock + self.rng.below(1000),
+        };
         self.model.clock = self.model.clock.max(stamp);
         let (mut commands, mut worked, mut positions) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..=self.rng.below(4) {
@@ -293,8 +300,8 @@ fn in_short(entries: &[RoomEntry]) -> Vec<(u64, String)> {
     entries.iter().map(|entry| (entry.position.0, short(entry))).collect()
 }
 
-/// One history; how many replays were compared, and how many refused.
-fn history(seed: u64, commands: u64) -> (usize, usize) {
+/// One history; how many replays were compared and how many refused, and how many `mid`s forgotten.
+fn history(seed: u64, commands: u64) -> [usize; 3] {
     let mut run = Run {
         rng: Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
         model: Model::default(),
@@ -306,12 +313,21 @@ fn history(seed: u64, commands: u64) -> (usize, usize) {
         replays: 0,
     };
     (1..=NODES).for_each(|node| run.start(node));
-    let limits =
-        Limits { history_size: HISTORY as u64, sessions_per_user: 1000, history_ttl_ms: u64::MAX, ..Limits::default() };
+    let limits = Limits {
+        history_size: HISTORY as u64,
+        sessions_per_user: 1000,
+        history_ttl_ms: u64::MAX,
+        mid_window_ms: MID_WINDOW,
+        mids_per_user: MIDS as u64,
+        ..Limits::default()
+    };
     let (node, sequence) = (1, 2);
-    run.apply(&Batch { node, incarnation: 1, sequence, stamp: 0, commands: vec![Command::SetLimits(limits)] });
+    // Some are of a level from the start, some come to one on the way.
+    let level = 1 + (seed % 2) as u16;
+    let first = vec![Command::SetLimits(limits), Command::SetLevel(level)];
+    run.apply(&Batch { node, incarnation: 1, sequence, stamp: 0, commands: first });
     run.incarnations.insert(node, (1, sequence));
-    run.model.position += 1;
+    (run.model.position, run.model.level) = (run.model.position + 2, level);
     let mut looked = 0;
     while run.model.position < commands {
         run.step();
@@ -327,30 +343,34 @@ fn history(seed: u64, commands: u64) -> (usize, usize) {
         run.disk.restart();
         run.disk.compare(&run.state);
     }
-    (run.replays, run.refusals)
+    [run.replays, run.refusals, run.model.forgotten]
 }
 
 #[test]
 fn random_histories_agree_with_a_naive_model_whatever_happens_to_the_disk() {
     let part = |thread: u64| {
-        let (mut replays, mut refusals) = (0, 0);
+        let mut sums = [0; 3];
         for (sequences, commands) in [LONG, SHORT] {
             for seed in (1..=sequences).filter(|seed| seed % THREADS == thread) {
                 let context = Context(seed, commands);
-                let (replayed, refused) = history(seed + commands * 1_000_000, commands);
+                add(&mut sums, history(seed + commands * 1_000_000, commands));
                 std::mem::forget(context);
-                (replays, refusals) = (replays + replayed, refusals + refused);
             }
         }
-        (replays, refusals)
+        sums
     };
-    let parts = std::thread::scope(|scope| {
+    let mut sums = [0; 3];
+    std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || part(thread))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a history does not agree")).collect::<Vec<_>>()
+        threads.into_iter().for_each(|thread| add(&mut sums, thread.join().expect("a history does not agree")));
     });
-    let (replays, refusals) = parts.into_iter().fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
-    println!("{replays} replays, {refusals} refused");
-    assert!(replays > 1000 && refusals > 100, "{replays} replays and {refusals} refusals are no test");
+    let [replays, refusals, forgotten] = sums;
+    println!("{replays} replays, {refusals} refused; {forgotten} `mid`s forgotten");
+    assert!(replays > 1000 && refusals > 100 && forgotten > 100, "{sums:?} are no test");
+}
+
+fn add(sums: &mut [usize; 3], more: [usize; 3]) {
+    sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
 }
 
 /// Says which history it was that did not agree.

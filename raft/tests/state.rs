@@ -603,6 +603,58 @@ fn a_mid_is_known_within_its_window_and_its_bound() {
 }
 
 #[test]
+fn the_mids_of_users_who_say_nothing_more_are_forgotten_past_their_window() {
+    let mut s = Script::at_level_2();
+    let (alice, bob) = (s.open("a", "alice"), s.open("b", "bob"));
+    for by in [&alice, &bob] {
+        s.join(by, "lobby");
+        s.say_once(by, "lobby", "1", Some("1"));
+    }
+    s.stamp += 300_000;
+    let second = s.say_once(&bob, "lobby", "2", Some("2"));
+    assert_eq!(s.state.users_with_old_mids(None, 100), (vec![], None));
+    s.stamp += 300_001;
+    s.join(&alice, "clock");
+    let both = vec![user("alice"), user("bob")];
+    assert_eq!(s.state.users_with_old_mids(None, 100), (both.clone(), None));
+    assert_eq!(s.state.users_with_old_mids(None, 1), (both[..1].to_vec(), Some(user("alice"))));
+    assert_eq!(s.state.users_with_old_mids(Some(&user("alice")), 1), (both[1..].to_vec(), Some(user("bob"))));
+    assert_eq!(s.state.users_with_old_mids(Some(&user("bob")), 1), (vec![], None));
+    assert_eq!(s.reply(Command::ForgetMids(both.clone())), Reply::Done);
+    assert_eq!(rows_of_mids(&s), [1, 1, 1], "bob's second alone");
+    assert_eq!(s.say_once(&bob, "lobby", "2", Some("2")).reply, second.reply, "which is still recognised");
+    // What comes late forgets nothing of what came meanwhile.
+    s.say_once(&alice, "lobby", "3", Some("3"));
+    s.run(Command::ForgetMids(both.clone()));
+    assert_eq!(rows_of_mids(&s), [2, 2, 2]);
+    s.stamp += 600_001;
+    s.run(Command::ForgetMids([both, vec![user("nobody")]].concat()));
+    assert_eq!(rows_of_mids(&s), [0, 0, 0]);
+}
+
+#[test]
+fn one_command_forgets_so_many_mids_and_the_next_goes_on() {
+    let mut s = Script::at_level_2();
+    let alice = s.open("a", "alice");
+    let bob = s.open("b", "bob");
+    for (by, count) in [(&alice, 700), (&bob, 700)] {
+        s.join(by, "lobby");
+        (0..count).for_each(|n| _ = s.say_once(by, "lobby", "x", Some(&n.to_string())));
+    }
+    s.stamp += 600_001;
+    s.join(&alice, "clock");
+    for left in [[400, 400, 1], [0, 0, 0]] {
+        s.run(Command::ForgetMids(vec![user("alice"), user("bob")]));
+        assert_eq!(rows_of_mids(&s), left);
+    }
+}
+
+/// In the tables of the `mid`s, of their order, and of who has some.
+fn rows_of_mids(s: &Script) -> [usize; 3] {
+    [0x40, 0x41, 0x42].map(|table| s.state.pairs().filter(|(key, _)| key[0] == table).count())
+}
+
+#[test]
 fn replay_is_what_lies_between_join_and_leave_both_included() {
     let mut s = Script::new();
     let (me, other) = (s.open("m", "me"), s.open("o", "other"));

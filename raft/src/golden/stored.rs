@@ -75,6 +75,7 @@ fn commands() -> Vec<Command> {
         Command::SetLevel(2),
         Command::SetExpected { voters: 3 },
         Command::Sweep(vec![(ns(), room())]),
+        Command::ForgetMids(vec![user()]),
     ]
 }
 

@@ -127,6 +127,7 @@ fn size(command: &Command) -> usize {
             Command::Publish { text, .. } => text.len(),
             Command::Lost(holders) | Command::Expire(holders) => holders.len() * 32,
             Command::Sweep(rooms) => rooms.iter().map(|(ns, room)| ns.as_str().len() + room.as_str().len()).sum(),
+            Command::ForgetMids(users) => users.iter().map(|user| user.as_str().len()).sum(),
             Command::Offline(away) => away.iter().map(|a| a.ns.as_str().len() + a.user.as_str().len() + 16).sum(),
             _ => 0,
         }

@@ -185,6 +185,7 @@ impl State {
             Command::SetLevel(level) => self.set_level(*level),
             Command::SetExpected { voters } => self.set_expected(*voters),
             Command::Sweep(rooms) => self.sweep(rooms),
+            Command::ForgetMids(users) => self.forget_old_mids(users),
         }
     }
 

@@ -6,6 +6,9 @@ pub const HISTORY: usize = 8;
 pub const USERS: u64 = 5;
 pub const ROOMS: u64 = 4;
 pub const NODES: u64 = 3;
+/// How long, and how many of a user, `mid`s are recognised.
+pub const MID_WINDOW: u64 = 2000;
+pub const MIDS: usize = 3;
 /// The table of single values.
 pub const META: u8 = 0x01;
 /// Tables with a row for some rows of another: of sessions, those that were taken over; of users with sessions, those of whom
@@ -43,6 +46,14 @@ pub struct Entry {
     pub members: BTreeSet<u64>,
 }
 
+/// What was first said under a `mid`.
+pub struct Mid {
+    pub user: u64,
+    pub mid: u64,
+    pub room: u64,
+    pub at: u64,
+}
+
 #[derive(Default)]
 pub struct Model {
     pub position: u64,
@@ -56,6 +67,10 @@ pub struct Model {
     pub log: Vec<Entry>,
     /// (user, room) and where it left.
     pub leaves: Vec<(u64, u64, u64)>,
+    /// Those that are remembered, in the order in which they came.
+    pub mids: Vec<Mid>,
+    /// How many went because they were old and a leader went round.
+    pub forgotten: usize,
 }
 
 impl Model {
@@ -75,6 +90,42 @@ impl Model {
         let contested = seat.taken.iter().filter(|at| now - **at < within).count() >= max;
         self.held(by).unwrap().taken.extend((!contested).then_some(now));
         contested
+    }
+
+    pub fn is_old(&self, mid: &Mid) -> bool {
+        mid.at + MID_WINDOW < self.clock
+    }
+
+    pub fn forget_old_mids(&mut self, user: u64) {
+        let mids = std::mem::take(&mut self.mids);
+        self.mids = mids.into_iter().filter(|mid| mid.user != user || !self.is_old(mid)).collect();
+    }
+
+    pub fn remember(&mut self, mid: Mid) {
+        self.forget_old_mids(mid.user);
+        let of_user = |known: &Mid| known.user == mid.user;
+        if self.mids.iter().filter(|known| of_user(known)).count() == MIDS {
+            let oldest = self.mids.iter().position(of_user).unwrap();
+            self.mids.remove(oldest);
+        }
+        self.mids.push(mid);
+    }
+
+    /// The same under the same `mid` is no second message.
+    pub fn say(&mut self, by: (u64, u64), room: u64, mid: Option<u64>) -> bool {
+        let Some(seat) = self.held(&by).cloned() else { return false };
+        let known = self.mids.iter().find(|known| known.user == seat.user && Some(known.mid) == mid);
+        if let Some(known) = known.filter(|known| !self.is_old(known)) {
+            return known.room == room;
+        }
+        if !self.rooms(&seat).contains(&room) {
+            return false;
+        }
+        if let Some(mid) = mid {
+            self.remember(Mid { user: seat.user, mid, room, at: self.clock });
+        }
+        self.write(room, format!("{}: hello", seat.user));
+        true
     }
 
     pub fn leave(&mut self, room: u64, user: u64) {
@@ -122,7 +173,7 @@ impl Model {
     }
 
     /// How many rows each table has, by its byte.
-    pub fn rows(&self) -> [(u8, usize); 16] {
+    pub fn rows(&self) -> [(u8, usize); 17] {
         let seats = || self.seats.values();
         let is_kept = |(_, room, left): &&(u64, u64, u64)| *left > self.floor(*room);
         let gone = |(user, room, _): &&(u64, u64, u64)| !self.members.contains(&(*room, *user));
@@ -144,8 +195,9 @@ impl Model {
             (0x24, seats().map(|seat| seat.entered.len()).sum()),
             (0x26, self.members.iter().map(|(_, user)| user).collect::<BTreeSet<_>>().len()),
             (0x30, (0..ROOMS).map(|room| self.kept(room).len()).sum()),
-            (0x40, 0),
-            (0x42, 0),
+            (0x40, self.mids.len()),
+            (0x41, self.mids.len()),
+            (0x42, self.mids.iter().map(|mid| mid.user).collect::<BTreeSet<_>>().len()),
             (0x50, self.present.len()),
         ]
     }
@@ -221,12 +273,11 @@ impl Model {
                 let Some(since) = seat.entered.remove(&room) else { return false };
                 seat.exited.push((room, since, position));
             }
-            Wish::Say(by, room) => {
-                let Some(seat) = self.held(&by).cloned() else { return false };
-                if !self.rooms(&seat).contains(&room) {
-                    return false;
-                }
-                self.write(room, format!("{}: hello", seat.user));
+            Wish::Say(by, room, mid) => return self.say(by, room, mid),
+            Wish::ForgetMids(users) => {
+                let before = self.mids.len();
+                users.into_iter().for_each(|user| self.forget_old_mids(user));
+                self.forgotten += before - self.mids.len();
             }
             Wish::Level(level) => self.level = self.level.max(level),
             Wish::Down(node) => _ = self.live.remove(&node),
@@ -253,7 +304,9 @@ pub enum Wish {
     Leave((u64, u64), u64),
     Enter((u64, u64), u64),
     Exit((u64, u64), u64),
-    Say((u64, u64), u64),
+    /// With or without a `mid`.
+    Say((u64, u64), u64, Option<u64>),
+    ForgetMids(Vec<u64>),
     Down(u64),
     Level(u16),
     /// Users, and where each was last attached.

@@ -143,6 +143,7 @@ impl StateScript {
             "drain" => (words.node()?, Command::TakeDrain { force: words.flag("force") }),
             "undrain" => (1, Command::EndDrain { node: words.node()? }),
             "offline" => (1, Command::Offline(self.state.away(&self.state.lost_sessions()))),
+            "forget" => (1, Command::ForgetMids(self.state.users_with_old_mids(None, 100).0)),
             "sweep" => (1, Command::Sweep(self.state.stale_rooms(None, 100).0)),
             _ => return Ok(None),
         }))
