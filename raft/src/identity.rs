@@ -60,11 +60,15 @@ pub(crate) struct Stored {
     pub belongs: Belongs,
 }
 
+/// One opening of a data folder, told from every other, also of a copy of the folder: 16 random bytes.
+pub type Process = [u8; 16];
+
 /// The identity of an opened, locked data folder.
 #[derive(Debug)]
 pub struct Identity {
     dir: PathBuf,
     stored: Stored,
+    process: Process,
     /// The cluster that the marker names, when the folder itself was found empty.
     lost: Option<ClusterId>,
     marker: Arc<Marker>,
@@ -100,7 +104,9 @@ impl Identity {
         // Judged by what the folder says, not by whether it is new: its second start must not forget that it was lost.
         let lost = marker.cluster().filter(|_| stored.belongs == Belongs::Nowhere);
         marker.check_incarnation(&dir, stored.node, stored.incarnation)?;
-        let mut identity = Self { dir, stored: stored.clone(), lost, marker, lock };
+        let mut process = Process::default();
+        getrandom::fill(&mut process).map_err(Error::fatal)?;
+        let mut identity = Self { dir, stored: stored.clone(), process, lost, marker, lock };
         match &stored.belongs {
             Belongs::Settled { cluster, .. } => identity.marker.settle(cluster)?,
             _ if new => identity.store(stored)?,
@@ -111,6 +117,11 @@ impl Identity {
 
     pub fn node(&self) -> NodeId {
         self.stored.node
+    }
+
+    /// This opening of the folder.
+    pub fn process(&self) -> Process {
+        self.process
     }
 
     /// The folder itself.

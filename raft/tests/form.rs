@@ -256,7 +256,7 @@ async fn a_bound_node_accepts_no_other_founder() {
 async fn bind(of: &Live, cluster: &str) {
     let peer = |name: &str| Peer { name: name.into(), addr: "127.0.0.1:1".into() };
     let members = vec![(1, peer("founder")), (of.node.id, peer("this")), (NodeId::MAX, peer("third"))];
-    let from = Remote { node: 1, name: "founder".into(), cluster: None, lane: Lane::Call };
+    let from = Remote { node: 1, name: "founder".into(), cluster: None, lane: Lane::Call, process: None };
     let request = CallRequest::Form { cluster: cluster.into(), members };
     assert_eq!(of.node.former.answer(&from, &request).await, Some(CallResponse::Form(Ok(()))));
 }

@@ -26,10 +26,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Local, frame};
+use super::{Local, frame, originals::admit};
 use crate::{
     error::{Error, Result},
-    identity::ClusterId,
+    identity::{ClusterId, Process},
     level::{Level, Levels},
     members::REMOVED,
     raft::NodeId,
@@ -42,6 +42,9 @@ const HELLO_BYTES_MAX: usize = 4096;
 const MAGIC: [u8; 8] = *b"moimpeer";
 /// Versions that this program speaks, both included.
 pub const VERSIONS: (u16, u16) = (1, 1);
+
+/// From this level on a program says which process it is.
+const PROCESS_SINCE: Level = 2;
 
 /// What a connection is for. Each kind of traffic has its own connection, so that none waits behind another.
 /// Sent: only ever add variants at the end.
@@ -68,6 +71,8 @@ pub struct Remote {
     pub name: String,
     pub cluster: Option<ClusterId>,
     pub lane: Lane,
+    /// Which process of that node; unknown of a version that does not say.
+    pub process: Option<Process>,
 }
 
 /// What a side says of itself. Sent: a change is a new protocol version.
@@ -84,6 +89,8 @@ pub(crate) struct Hello {
     /// What its program knows, and the level of its cluster as far as it has applied it.
     pub levels: Levels,
     pub level: Option<Level>,
+    /// The process, the same in each of its handshakes, then sixteen fresh bytes. Of a program that does not know
+    /// [`PROCESS_SINCE`] all are fresh.
     pub nonce: [u8; 32],
 }
 
@@ -119,7 +126,7 @@ async fn knock(local: &Local, addr: &str, lane: Lane, wanted: Option<NodeId>) ->
     if let Some(why) = local.refusals.waits(&door) {
         return Err(Error::refused(why));
     }
-    let dialed = dial_now(local, addr, lane, wanted).await;
+    let dialed = dial_at(local, addr, lane, wanted).await;
     match &dialed {
         Ok(_) => local.refusals.welcomed(&door),
         Err(Error::Refused(why)) => local.refusals.refused(door, why),
@@ -128,7 +135,13 @@ async fn knock(local: &Local, addr: &str, lane: Lane, wanted: Option<NodeId>) ->
     dialed
 }
 
-async fn dial_now(local: &Local, addr: &str, lane: Lane, wanted: Option<NodeId>) -> Result<(TcpStream, Remote)> {
+/// Dials this very address, however often it refused.
+pub(super) async fn dial_at(
+    local: &Local,
+    addr: &str,
+    lane: Lane,
+    wanted: Option<NodeId>,
+) -> Result<(TcpStream, Remote)> {
     let dialing = async {
         let mut stream = TcpStream::connect(addr).await.map_err(|e| match e.kind() {
             io::ErrorKind::ConnectionRefused => Error::unavailable(format!("{addr} does not answer")),
@@ -196,9 +209,17 @@ async fn shake_as_listener(local: &Local, stream: &mut TcpStream) -> Result<Remo
         send(stream, &Step::Removed(prove(local, b"removed", &theirs, &mine)?)).await?;
         return Err(Error::refused(format!("{} (id {}) was removed from this cluster", theirs.name, theirs.node)));
     }
-    send(stream, &Step::Proof(prove(local, b"listener", &theirs, &mine)?)).await?;
-    let lane = theirs.lane;
-    Ok(remote(theirs, lane))
+    let (proof, lane) = (prove(local, b"listener", &theirs, &mine)?, theirs.lane);
+    let remote = remote(theirs, lane);
+    // Who calls is asked with its first request: on that lane the others ask who a process is.
+    if lane != Lane::Call
+        && let Err(e) = admit(local, &remote).await
+    {
+        send(stream, &Step::Refuse(e.why().to_owned())).await?;
+        return Err(e);
+    }
+    send(stream, &Step::Proof(proof)).await?;
+    Ok(remote)
 }
 
 /// The rules, checked at both ends. `wanted` is whom the dialer wants, `reached` whom it got.
@@ -253,9 +274,11 @@ fn in_one_cluster(mine: &Hello, theirs: &Hello) -> bool {
 }
 
 fn hello(local: &Local, lane: Lane, wanted: Option<NodeId>) -> Result<Hello> {
-    let mut nonce = [0; 32];
-    getrandom::fill(&mut nonce).map_err(Error::fatal)?;
     let identity = local.identity();
+    let mut nonce = [0; 32];
+    let (process, fresh) = nonce.split_at_mut(size_of::<Process>());
+    process.copy_from_slice(&identity.process());
+    getrandom::fill(fresh).map_err(Error::fatal)?;
     Ok(Hello {
         lane,
         cluster: identity.cluster().cloned(),
@@ -270,7 +293,9 @@ fn hello(local: &Local, lane: Lane, wanted: Option<NodeId>) -> Result<Hello> {
 }
 
 fn remote(theirs: Hello, lane: Lane) -> Remote {
-    Remote { node: theirs.node, name: theirs.name, cluster: theirs.cluster, lane }
+    let named = (theirs.levels.max >= PROCESS_SINCE).then_some(theirs.nonce);
+    let process = named.and_then(|nonce| nonce.first_chunk().copied());
+    Remote { node: theirs.node, name: theirs.name, cluster: theirs.cluster, lane, process }
 }
 
 fn mac(local: &Local, role: &[u8], dialer: &Hello, listener: &Hello) -> Result<Hmac<Sha256>> {

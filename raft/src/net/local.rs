@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::{
     moved::Moved,
+    originals::Originals,
     refusals::Refusals,
     signs::{AllSigns, Signs},
 };
@@ -74,6 +75,8 @@ pub struct Local {
     /// The cluster's level as far as it was applied here; unset until there is a state to tell from.
     level: OnceLock<Box<dyn Fn() -> Option<Level> + Send + Sync>>,
     identity: Mutex<Identity>,
+    /// Where the cluster knows a node to be; unset until there is a cluster to ask.
+    addr: OnceLock<Box<dyn Fn(NodeId) -> Option<String> + Send + Sync>>,
     /// Whether a node is to be shut out; unset until there is a state to tell from.
     removed: OnceLock<Box<dyn Fn(NodeId) -> bool + Send + Sync>>,
     /// Comes true when this node is told that it was removed.
@@ -81,6 +84,7 @@ pub struct Local {
     signs: AllSigns,
     pub(super) refusals: Refusals,
     pub(super) moved: Moved,
+    pub(super) originals: Originals,
 }
 
 impl Local {
@@ -92,12 +96,14 @@ impl Local {
             secret,
             levels: level::KNOWN,
             level: OnceLock::new(),
+            addr: OnceLock::new(),
             identity: Mutex::new(identity),
             removed: OnceLock::new(),
             expelled: watch::Sender::new(false),
             signs: AllSigns::default(),
             refusals: Refusals::default(),
             moved: Moved::default(),
+            originals: Originals::default(),
         }
     }
 
@@ -141,6 +147,18 @@ impl Local {
     pub fn ask_level(&self, level: impl Fn() -> Option<Level> + Send + Sync + 'static) {
         if self.level.set(Box::new(level)).is_err() {
             tracing::error!("it is said already who tells the level");
+        }
+    }
+
+    /// Where the cluster knows a node to be.
+    pub(super) fn addr_of(&self, node: NodeId) -> Option<String> {
+        self.addr.get().and_then(|addr| addr(node))
+    }
+
+    /// Says who tells where a node is. Once.
+    pub fn ask_addr(&self, addr: impl Fn(NodeId) -> Option<String> + Send + Sync + 'static) {
+        if self.addr.set(Box::new(addr)).is_err() {
+            tracing::error!("it is said already who tells where a node is");
         }
     }
 

@@ -17,6 +17,7 @@
 //! | `acked` | whether a follower still has what it acknowledged |
 //! | `signs` | when another node was last alive |
 //! | `refusals` | how often a shut door is tried again |
+//! | `originals` | which process is a node, should two say that they are it |
 //! | [`peers`] | requests of the layers above, and the bus |
 //! | [`snapshot`], `incoming` | files over the bulk lane, and what has arrived of one |
 //! | [`transfers`] | how fast they may go, and what the log keeps for them |
@@ -32,6 +33,7 @@ pub mod local;
 pub mod message;
 mod moved;
 pub mod network;
+mod originals;
 pub mod peers;
 mod refusals;
 pub mod serve;

@@ -19,6 +19,7 @@ use super::{
     handshake,
     link::{Outbox, write_all},
     message::{RaftReply, RaftRequest, append_request, transfer_request},
+    originals::admit,
     snapshot,
 };
 use crate::{
@@ -171,6 +172,8 @@ impl Server {
     }
 
     async fn answer(&self, remote: Remote, body: Bytes) -> Result<Bytes> {
+        // With each: since it connected, the node may have come to be known as another process.
+        admit(&self.local, &remote).await?;
         let answer = if remote.lane == Lane::Call {
             codec::body(&self.app.call(remote, codec::from_body(&body)?).await?)?
         } else {

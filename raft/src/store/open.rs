@@ -100,6 +100,8 @@ impl Store {
         raft.run();
         let heard = Heard::default();
         let consensus = Consensus::new(raft.clone(), heard.clone(), node, space);
+        let members = consensus.clone();
+        local.ask_addr(move |id| members.peer(id).map(|peer| peer.addr));
         let retention = Retention {
             node,
             consensus: consensus.clone(),
@@ -233,8 +235,9 @@ impl Store {
         // Nothing older than what this node served before its restart. openraft's own wait for it is over only when the log
         // has no uncommitted end, which under load may never be seen.
         while let Err(e) = self.caught_up(join).await {
-            // The leader may know better.
-            let why = self.own_note().await.unwrap_or_else(|| e.why().to_owned());
+            // The leader may know better; to whom nobody speaks somebody has said why.
+            let told = self.own_note().await.or_else(|| self.0.local.refused());
+            let why = told.unwrap_or_else(|| e.why().to_owned());
             if self.0.entering.send_replace(why.clone()) != why {
                 tracing::warn!("still catching up with what was committed before the start: {why}");
             }
@@ -273,7 +276,8 @@ impl Store {
             match self.0.peers.call_addr(&addr, &request, MEMBERS_TIMEOUT).await {
                 Ok(CallResponse::Join(Leadership::Leader(taken))) => return taken.map(moved).map_err(Error::refused),
                 Ok(_) => {}
-                Err(e) => why = format!("{why}; {}", e.why()),
+                Err(e) if !why.contains(e.why()) => why = format!("{why}; {}", e.why()),
+                Err(_) => {}
             }
         }
         Err(Error::unavailable(why))
