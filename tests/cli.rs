@@ -1,8 +1,13 @@
 //! The built binary, as an operator meets it: exit codes, and errors that say what to do next.
 
 use std::{
+    fs::Permissions,
     io::{BufRead, BufReader},
     net::TcpListener,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt, chown},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -272,6 +277,57 @@ fn serve_exits_3_on_a_data_folder_that_it_must_not_use() {
         let (code, error) = end(command);
         assert!(code == Some(3) && error.contains(why) && error.lines().count() == 1, "{code:?} {error}");
     }
+}
+
+/// Nobody's, whom no file here belongs to.
+const NOBODY: u32 = 65534;
+
+/// `moim serve` on `data`, by a user who may write only where he is let.
+fn serve_as_nobody(folder: &Path, data: &Path) -> Command {
+    let binary = folder.join("binary");
+    if !binary.exists() {
+        // Where it was built nobody may look, perhaps. By another process: who has written a file may not run it at once, for
+        // another test's child may hold it open still.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_moim")).arg(&binary).status();
+        assert!(copied.expect("cp runs").success());
+    }
+    let built = moim(&["serve", "--auth", "open", "--client", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    let mut command = Command::new(binary);
+    command.args(built.get_args()).args(["--peer", "127.0.0.1:0", "--data"]).arg(data).stdin(Stdio::null());
+    built.get_envs().for_each(|(name, _)| _ = command.env_remove(name));
+    if is_root(folder) {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
+}
+
+/// What this user makes is root's.
+fn is_root(folder: &Path) -> bool {
+    folder.metadata().expect("it is there").uid() == 0
+}
+
+#[test]
+fn a_data_folder_that_no_marker_can_lie_beside_is_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("moim");
+    std::fs::create_dir(&data).expect("made");
+    if is_root(folder.path()) {
+        chown(&data, Some(NOBODY), Some(NOBODY)).expect("root may");
+    }
+    let copied = serve_as_nobody(folder.path(), &data);
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o555)).expect("its owner may");
+    let (code, error) = end(copied);
+    assert!(code == Some(3) && error.lines().count() == 1, "{code:?} {error}");
+    let (marker, better) = (folder.path().join("moim.cluster"), data.join("n1"));
+    assert!(error.contains(&format!("goes its marker {}", marker.display())), "{error}");
+    assert!(error.contains(&format!("--data {}", better.display())), "{error}");
+    assert_eq!(std::fs::read_dir(&data).expect("a folder").count(), 0);
+
+    let mut node = serve_as_nobody(folder.path(), &better).stderr(Stdio::null()).spawn().expect("the binary runs");
+    assert!(within(20, || data.join("n1.cluster").exists()), "as it says");
+    node.kill().expect("it runs");
+    node.wait().expect("it ends");
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("its owner may");
 }
 
 #[test]

@@ -86,13 +86,13 @@ impl Identity {
     /// Opens the folder, makes it (and a node id) if there is none, and keeps it locked until dropped.
     ///
     /// # Errors
-    /// `Refused` when another process uses the folder, it is somebody else's, an older copy, or its identity file is damaged;
-    /// `Fatal` when the disk fails.
+    /// `Refused` when another process uses the folder, it is somebody else's, an older copy, its identity file is damaged, or no
+    /// marker can be made beside it; `Fatal` when the disk fails.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
-        let dir = dir.into();
+        let dir = named(dir.into())?;
         refuse_foreign(&dir)?;
+        marker::check_place(&dir)?;
         make_folder(&dir).map_err(|e| failed(&dir, "make", &e))?;
-        let dir = named(dir)?;
         let lock = lock(&dir)?;
         let marker = Arc::new(Marker::open(&dir)?);
         let found = read(&dir.join(FILE)).map_err(|e| failed(&dir, "read the identity in", &e))?;

@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::fs::{Access, access};
 use tokio::{sync::watch, time::sleep};
 
 use crate::{
@@ -183,6 +184,29 @@ impl Marker {
     fn text(&self) -> MutexGuard<'_, Option<Text>> {
         self.text.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Refuses a place where no marker can be made, before anything is: whoever finds that out on settling has joined a cluster
+/// that it must leave again.
+pub(crate) fn check_place(dir: &Path) -> Result<()> {
+    let marker = path(dir);
+    if marker.exists() {
+        return Ok(());
+    }
+    // What is missing is made, in the nearest folder that is there.
+    let above = marker.ancestors().skip(1).map(|above| if above == Path::new("") { Path::new(".") } else { above });
+    let Some(above) = above.into_iter().find(|above| above.exists()) else { return Ok(()) };
+    access(above, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| {
+        Error::refused(format!(
+            "{} cannot be written to by this user ({}), and beside the data folder {} goes its marker {}, which tells an emptied \
+             disk from a new node: name a folder inside one that this user owns, such as --data {}",
+            above.display(),
+            io::Error::from(e),
+            dir.display(),
+            marker.display(),
+            dir.join("n1").display(),
+        ))
+    })
 }
 
 /// Says that something could not be noted. A marker that lags guards less, and nothing that the node promises rests on it.
