@@ -10,6 +10,7 @@ use std::{
 use openraft::{
     Raft, ReadPolicy, ServerState, SnapshotPolicy,
     async_runtime::{instant::Instant as _, watch::WatchReceiver as _},
+    errors::{ChangeMembershipError, ClientWriteError, RaftError},
     metrics::RaftServerMetrics,
     type_config::alias::{InstantOf, WatchReceiverOf},
 };
@@ -161,7 +162,8 @@ impl Consensus {
 
     /// Up to where a leader has committed, after a quorum confirmed that it leads.
     pub async fn read_index(&self) -> Result<u64> {
-        let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(Error::unavailable)?;
+        let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
+        let linearizer = linearizer.map_err(|_| Error::unavailable("no quorum confirms that this node leads"))?;
         Ok(linearizer.read_log_id().index())
     }
 
@@ -171,6 +173,22 @@ impl Consensus {
         let mut seldom = self.raft.server_metrics();
         while seldom.changed().await.is_ok() {}
         self.metrics().running_state.err().map_or_else(|| "Raft has ended".to_owned(), |e| e.to_string())
+    }
+}
+
+/// Why nothing was written, in words that may reach an operator: openraft's own speak of requests that have to be forwarded.
+pub(crate) fn unwritten(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Error {
+    match error {
+        RaftError::Fatal(e) => Error::fatal(e),
+        RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => Error::unavailable("not the leader"),
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => {
+            Error::unavailable("the leader changed meanwhile; it may be done all the same")
+        }
+        RaftError::APIError(
+            ClientWriteError::PreconditionFailed(_)
+            | ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)),
+        ) => Error::unavailable("another change of the nodes is under way"),
+        RaftError::APIError(e) => Error::unavailable(e),
     }
 }
 
@@ -220,4 +238,19 @@ pub fn settings(heartbeat: Duration, election: Duration) -> Result<openraft::Con
         ..openraft::Config::default()
     };
     raft.validate().map_err(|e| Error::refused(format!("Raft's settings: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::errors::ForwardToLeader;
+
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_to_forward_anything() {
+        for write in [ClientWriteError::ForwardToLeader, ClientWriteError::LogEntryDiscarded] {
+            let error = unwritten(RaftError::APIError(write(ForwardToLeader::empty())));
+            assert!(matches!(&error, Error::Unavailable(why) if !why.contains("forward")), "{error}");
+        }
+    }
 }

@@ -3,14 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use openraft::errors::{ClientWriteError, RaftError};
 use tokio::sync::watch;
 
 use crate::{
     clock::Clock,
     codec::{self, Kind},
     command::{Batch, Command, NodeId},
-    consensus::Consensus,
+    consensus::{Consensus, unwritten},
     error::{Error, Result},
     machine::Replica,
     members::REMOVED,
@@ -182,8 +181,6 @@ pub(crate) async fn append(consensus: &Consensus, clock: &Clock, mut batch: Batc
     let payload = Payload(Bytes::from(codec::encode(Kind::Batch, &batch)?));
     match consensus.raft.client_write(payload).await {
         Ok(written) => Ok(written.log_id.index),
-        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(Error::unavailable("not the leader")),
-        Err(RaftError::APIError(e)) => Err(Error::unavailable(e)),
-        Err(RaftError::Fatal(e)) => Err(Error::fatal(e)),
+        Err(e) => Err(unwritten(e)),
     }
 }

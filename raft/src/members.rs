@@ -20,10 +20,7 @@ use std::{
     time::Duration,
 };
 
-use openraft::{
-    ChangeMembers, Precondition,
-    errors::{ClientWriteError, RaftError},
-};
+use openraft::{ChangeMembers, Precondition};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{oneshot, watch},
@@ -34,7 +31,7 @@ use self::decide::{Seen, Step, View, is_free, judge, next, note, went_back};
 use crate::{
     clock::Clock,
     command::{Command, NodeId},
-    consensus::Consensus,
+    consensus::{Consensus, unwritten},
     error::{Error, Result},
     machine::Replica,
     net::{Acked, CallRequest, CallResponse, Leadership, Peers},
@@ -231,9 +228,13 @@ impl Members {
         }
         let taken = match known {
             Some(_) => self.carry_out(&view, base, Step::Move(id, peer.clone())).await.map_err(|e| e.why().to_owned()),
-            None => {
-                self.consensus.raft.add_learner(id, peer.clone(), false).await.map(|_| ()).map_err(|e| e.to_string())
-            }
+            None => self
+                .consensus
+                .raft
+                .add_learner(id, peer.clone(), false)
+                .await
+                .map(|_| ())
+                .map_err(|e| unwritten(e).why().to_owned()),
         };
         if taken.is_ok() {
             tracing::info!(node = %peer, id, "is a node of this cluster");
@@ -339,11 +340,7 @@ impl Members {
         let changed = self.consensus.raft.change_membership_if(change, false, [unchanged]);
         match timeout(STEP_MAX, changed).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(RaftError::Fatal(e))) => Err(Error::fatal(e)),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
-                Err(Error::unavailable("not the leader"))
-            }
-            Ok(Err(RaftError::APIError(e))) => Err(Error::unavailable(e)),
+            Ok(Err(e)) => Err(unwritten(e)),
             Err(_) => Err(Error::unavailable("no quorum took the change in time; it may still")),
         }
     }
