@@ -11,6 +11,8 @@ use prometheus::{
     core::Collector,
 };
 
+use crate::health;
+
 /// From half a millisecond to half a minute.
 const SECONDS: [f64; 15] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 /// Up to the largest batch.
@@ -180,7 +182,7 @@ impl Metrics {
         let set = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         set(attached, sockets as u64);
         set(term, status.term);
-        set(leader, u64::from(status.leader == Some(status.node)));
+        set(leader, u64::from(health::leader(status) == Some(status.node)));
         set(committed, status.committed);
         set(applied, status.applied);
         set(lag, status.committed.saturating_sub(status.applied));

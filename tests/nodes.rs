@@ -256,6 +256,31 @@ async fn what_would_be_unsafe_is_refused_with_its_reason_and_exits_3() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_quorum_nobody_is_called_the_leader_and_nothing_else_is_blamed() {
+    let mut c = Cluster::start().await;
+    let leader = c.leader().await;
+    let others = [(leader + 1) % 3, (leader + 2) % 3];
+    // The leader as such knows nothing of it for a while.
+    others.iter().for_each(|other| c.nodes[*other].running.tell_to_stop());
+    c.until(leader, "it has no quorum", |nodes| row(nodes, "leader", &json!(true)).is_none()).await;
+    let (_, metrics) = c.ask(leader, "GET", "/metrics", "").await.expect("an answer");
+    assert!(metrics.contains("\nmoim_raft_leader 0\n"), "{metrics}");
+    assert!(c.nodes(leader).await["nodes"].as_array().expect("rows").iter().all(|row| row["up"].is_null()));
+    let (code, out, _) = c.moim(leader, &["list"]).await;
+    assert!(code == Some(0) && out.contains("there is no leader with a quorum now"), "{out}");
+
+    let gone = c.nodes[others[0]].name.clone();
+    for what in ["replace", "promote", "remove"] {
+        let (code, _, error) = c.moim(leader, &[what, &gone]).await;
+        assert_eq!(code, Some(1), "{what}: {error}");
+        assert!(error.contains("there is no leader with a quorum now") && !error.contains("new node"), "{error}");
+    }
+    let (status, body) = c.json(leader, "POST", "/v1/cluster/leader", Value::Null).await;
+    assert_eq!((status, &body["error"]["code"]), (503, &json!("unavailable")), "{body}");
+    c.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn node_add_says_what_to_run_and_waits_until_it_votes() {
     let mut c = Cluster::start().await;
     let leader = c.leader().await;

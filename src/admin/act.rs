@@ -18,7 +18,7 @@ use super::{
     answer::{Failure, Named, Params, from_json},
     peer::{self, About, Question, Reply},
 };
-use crate::node::Node;
+use crate::{health, node::Node};
 
 /// How long the log may take with the drain token. What was asked goes on after it, and shows in `/v1/cluster`.
 const LOG: Duration = Duration::from_millis(1400);
@@ -66,7 +66,7 @@ pub async fn hand_over(State(node): State<Arc<Node>>, body: Bytes) -> Done {
         false => from_json(&body).ok_or_else(|| Failure::bad_request("the body is { node }, or nothing"))?,
     };
     let to = wanted.node.map(|name| named(&node, &name)).transpose()?;
-    let leader = node.store.status().leader.ok_or_else(|| Failure::unavailable("there is no leader just now"))?;
+    let leader = health::leader(&node.store.status()).ok_or_else(Failure::no_leader)?;
     tell(&node, leader, Question::HandOver { to }).await
 }
 

@@ -47,6 +47,12 @@ impl Failure {
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
     }
+
+    pub fn no_leader() -> Self {
+        Self::unavailable(
+            "there is no leader with a quorum now: bring the nodes back that are down, and say this again",
+        )
+    }
 }
 
 impl IntoResponse for Failure {
@@ -138,7 +144,7 @@ impl FromRequestParts<Arc<Node>> for Read {
         let consistency = match params.get("consistency") {
             None | Some("local") => "local",
             Some("linearizable") => {
-                node.store.linearizable().await.map_err(|e| Failure::unavailable(e.to_string()))?;
+                node.store.linearizable().await.map_err(|e| Failure::unavailable(e.why()))?;
                 "linearizable"
             }
             Some(_) => return Err(Failure::bad_request("consistency is local or linearizable")),

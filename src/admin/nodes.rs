@@ -3,7 +3,7 @@
 //! A node is named by its name, or by its id where a lost disk has left two of one name. Whatever node is asked, the leader
 //! decides and does it; what it refuses is a 409 with its reason.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{Json, extract::State};
 use bytes::Bytes;
@@ -11,12 +11,16 @@ use http::StatusCode;
 use moim_raft::{Change, Error, Member, NodeId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 
 use super::answer::{Answer, Failure, Named, Read, from_json};
-use crate::node::Node;
+use crate::{health, node::Node};
 
 /// Who was heard of within this is up, in milliseconds.
 const UP_WITHIN_MS: u64 = 1000;
+/// For how long a change waits until somebody leads. Together with the change itself below what the command line waits.
+const ELECTION_MAX: Duration = Duration::from_millis(1500);
+const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Serialize)]
 pub struct Nodes {
@@ -44,11 +48,11 @@ struct Row {
 
 /// `GET /v1/nodes`
 pub async fn list(read: Read) -> Answer<Nodes> {
-    let status = read.node.store.status();
-    let (members, led) = members(&read.node).await;
+    let (members, leader) = members(&read.node).await;
+    let led = leader.is_some();
     let row = |member: Member| Row {
         id: member.node.to_string(),
-        leader: led && status.leader == Some(member.node),
+        leader: leader == Some(member.node),
         role: role(&member),
         up: led.then_some(member.silent_ms < UP_WITHIN_MS),
         silent_ms: led.then_some(member.silent_ms),
@@ -67,17 +71,30 @@ fn role(member: &Member) -> &'static str {
     if member.voter { "voter" } else { "learner" }
 }
 
-/// As the leader sees them; without one, as this node knows them.
-async fn members(node: &Node) -> (Vec<Member>, bool) {
-    if let Ok(members) = node.store.members().await {
-        return (members, true);
-    }
+/// As the leader sees them, and who that is; without one that has a quorum, as this node knows them.
+async fn members(node: &Node) -> (Vec<Member>, Option<NodeId>) {
+    let asked = node.store.members().await;
     let status = node.store.status();
+    if let (Ok(members), Some(leader)) = (asked, health::leader(&status)) {
+        return (members, Some(leader));
+    }
     let known = status.peers.into_iter().map(|(id, peer)| {
         let voter = status.voters.contains(&id);
         Member { node: id, peer, voter, lag: None, silent_ms: 0, note: None }
     });
-    (known.collect(), false)
+    (known.collect(), None)
+}
+
+/// For a change of them: as a leader sees them that could carry it out. An election is waited for.
+async fn led(node: &Node) -> Result<Vec<Member>, Failure> {
+    let until = Instant::now() + ELECTION_MAX;
+    loop {
+        match members(node).await {
+            (members, Some(_)) => return Ok(members),
+            _ if Instant::now() >= until => return Err(Failure::no_leader()),
+            _ => sleep(LOOK).await,
+        }
+    }
 }
 
 /// What is wanted of a node: a vote, in the place of `replace` if that is given.
@@ -109,7 +126,7 @@ pub async fn post(State(node): State<Arc<Node>>, body: Bytes) -> Result<Json<Val
             "role is \"voter\": a node is a learner when it joins, and a voter that is to learn is removed and joins again",
         ));
     }
-    let members = members(&node).await.0;
+    let members = led(&node).await?;
     let learner = match &wanted.replace {
         Some(old) if old == new => newcomer(&members, new)?,
         _ => find(&members, new, |member| !member.voter)?,
@@ -128,7 +145,7 @@ pub async fn post(State(node): State<Arc<Node>>, body: Bytes) -> Result<Json<Val
 
 /// `DELETE /v1/nodes/{name}`: for good; the id is never used again.
 pub async fn remove(State(node): State<Arc<Node>>, Named(name): Named) -> Result<Json<Value>, Failure> {
-    let members = members(&node).await.0;
+    let members = led(&node).await?;
     let gone = find(&members, &name, |_| true)?;
     carry_out(&node, &Change::Remove { node: gone.node }).await?;
     Ok(Json(json!({ "ok": true, "id": gone.node.to_string(), "name": gone.peer.name })))
@@ -137,7 +154,7 @@ pub async fn remove(State(node): State<Arc<Node>>, Named(name): Named) -> Result
 async fn carry_out(node: &Node, change: &Change) -> Result<(), Failure> {
     node.store.change(change).await.map_err(|e| match e {
         Error::Refused(why) => Failure::new(StatusCode::CONFLICT, "refused", why),
-        e => Failure::unavailable(format!("{e}; GET /v1/nodes shows how far it came")),
+        e => Failure::unavailable(format!("{}; GET /v1/nodes shows how far it came", e.why())),
     })
 }
 

@@ -16,6 +16,10 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// A change of the cluster's nodes may have to hand leadership over first.
 const CHANGED_WITHIN: Duration = Duration::from_secs(10);
 
+/// Said beneath a table of nodes of which none leads.
+pub const NO_LEADER: &str =
+    "there is no leader with a quorum now: nothing is written, and no node changed, until more voters are back\n";
+
 #[derive(Args, Clone)]
 pub struct AdminArgs {
     /// Admin addresses of one or more nodes; the first that answers is asked

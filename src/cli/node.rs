@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Failure,
-    admin::{Admin, AdminArgs},
+    admin::{Admin, AdminArgs, NO_LEADER},
     print, table,
 };
 
@@ -151,6 +151,9 @@ fn render(nodes: &Nodes) -> String {
     for (node, note) in nodes.nodes.iter().filter_map(|node| Some((node, node.note.as_ref()?))) {
         text += &format!("{} ({}): {note}\n", node.name, node.role);
     }
+    if !nodes.nodes.iter().any(|node| node.leader) {
+        text += NO_LEADER;
+    }
     text + &format!("{}\n", nodes.sum())
 }
 
@@ -276,6 +279,9 @@ b (learner): it waits
 3 voters; 1 of them may fail at a time
 ";
         assert_eq!(render(&nodes), expected);
+        let unled = nodes.nodes.iter().map(|node| Row { leader: false, ..node.clone() }).collect();
+        let text = render(&Nodes { nodes: unled, ..nodes });
+        assert!(text.contains("\nthere is no leader with a quorum now: "), "{text}");
         let sum = |voters, expected| Nodes { expected, voters, nodes: Vec::new() }.sum();
         assert_eq!(sum(2, Some(3)), "2 voters, 3 formed the cluster; none of them may fail");
         assert_eq!(sum(5, None), "5 voters; 2 of them may fail at a time");

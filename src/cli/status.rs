@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{
     Failure,
-    admin::{Admin, AdminArgs, Cluster, Node},
+    admin::{Admin, AdminArgs, Cluster, NO_LEADER, Node},
     print, table,
 };
 
@@ -49,6 +49,10 @@ fn render(cluster: &Cluster) -> String {
         if let Some(note) = &node.note {
             text += &format!("{} has no vote: {note}\n", node.name);
         }
+    }
+    // Where nobody votes yet, the nodes' own reasons say more.
+    if cluster.nodes.iter().any(|node| node.role == "voter") && !cluster.nodes.iter().any(|node| node.leader) {
+        text += NO_LEADER;
     }
     if let Some(found) = &cluster.diverged {
         let hashes: Vec<String> = found.hashes.iter().map(|(name, hash)| format!("{name} {hash}")).collect();
@@ -134,5 +138,7 @@ n3 has no vote: it is catching up
 term 3, applied 90
 ";
         assert_eq!(text, expected);
+        let unled = Cluster { nodes: cluster.nodes[1..].to_vec(), ..cluster };
+        assert!(render(&unled).contains("\nthere is no leader with a quorum now: "), "{}", render(&unled));
     }
 }
