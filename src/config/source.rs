@@ -85,7 +85,8 @@ impl Settings {
         Ok(self)
     }
 
-    /// Takes what of the environment is meant for us.
+    /// Takes what of the environment is meant for us. An empty variable is one that is not set: what composes environments
+    /// often cannot leave one out.
     pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, Problem> {
         for (name, text) in variables.into_iter().filter(|(name, _)| is_setting(name)) {
             let key = KEYS.iter().find(|key| key.variable() == name).ok_or_else(|| {
@@ -93,8 +94,10 @@ impl Settings {
                 let near = keys::nearest(&name, known.iter().map(String::as_str));
                 Problem::new(format!("unknown variable {name} in the environment; did you mean {near}? Else unset it"))
             })?;
-            keys::set(&mut self.config, key, &text, &name)?;
-            self.origins.insert(key.name, Origin::Variable(name));
+            if !text.is_empty() {
+                keys::set(&mut self.config, key, &text, &name)?;
+                self.origins.insert(key.name, Origin::Variable(name));
+            }
         }
         Ok(self)
     }
@@ -116,10 +119,24 @@ impl Settings {
 
     /// The same, with where each value came from.
     pub fn explain(mut self) -> Result<(Config, Origins), Problem> {
+        self.joins_somebody()?;
         self.config.complete()?;
         self.config.check()?;
         let origin = |key: &Key| self.origins.get(key.name).cloned().unwrap_or(Origin::Default);
         Ok((self.config, KEYS.iter().map(|key| (key, origin(key))).collect()))
+    }
+
+    /// `--join "$PEERS"` with an unset variable would make a cluster of its own out of a node that was to join one.
+    fn joins_somebody(&self) -> Result<(), Problem> {
+        match self.origins.get("join") {
+            Some(origin @ (Origin::Flag(_) | Origin::Variable(_))) if self.config.join.is_empty() => {
+                Err(Problem::new(format!(
+                    "{origin} names nobody to join: give the peer addresses of the cluster's nodes, or leave it out for a node \
+                     that is a cluster by itself"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -157,6 +157,24 @@ fn events_that_moim_or_socket_io_sends_are_not_relayed() {
 }
 
 #[test]
+fn an_empty_list_of_nodes_to_join_is_no_wish_to_be_alone() {
+    for nobody in ["", " ", ","] {
+        assert!(refused([("join", nobody)]).starts_with("--join names nobody to join: "), "{nobody:?}");
+    }
+    let file = || Settings::default().file("moim.toml", "join = [\"a:1\"]").expect("valid");
+    let variable = |text: &str| [("MOIM_JOIN".to_owned(), text.to_owned())];
+    let unset = file().environment(variable("")).expect("as if it were not there").finish().expect("valid");
+    assert_eq!(unset.join, ["a:1"]);
+    let error = file().environment(variable(",")).expect("a list").finish().expect_err("must be refused").to_string();
+    assert!(error.starts_with("environment MOIM_JOIN names nobody"), "{error}");
+    // A file that was written for all machines says that there is nobody.
+    assert_eq!(
+        Settings::default().file("moim.toml", "join = []").expect("valid").finish().expect("valid").expect,
+        Some(1)
+    );
+}
+
+#[test]
 fn a_node_that_joins_and_expects_nobody_never_forms_a_cluster() {
     assert_eq!(flags([("join", "a:1")]).expect("valid").expect, None);
 }
