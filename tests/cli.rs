@@ -10,6 +10,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::mpsc::{Receiver, channel},
     time::{Duration, Instant},
 };
 
@@ -17,6 +18,9 @@ use axum::{Json, Router, http::Uri, routing::get};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn moim(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_moim"));
@@ -277,6 +281,65 @@ fn serve_exits_3_on_a_data_folder_that_it_must_not_use() {
         let (code, error) = end(command);
         assert!(code == Some(3) && error.contains(why) && error.lines().count() == 1, "{code:?} {error}");
     }
+}
+
+/// A node that is a cluster by itself, or joins one, with its log.
+struct Alone {
+    process: Child,
+    log: Receiver<String>,
+}
+
+impl Alone {
+    fn start(data: &Path, peer: &str, args: &[&str]) -> Self {
+        let mut command = moim(&["serve", "--auth", "open", "--client", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        command.args(["--peer", peer, "--data"]).arg(data).args(args);
+        let mut process = command.stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let lines = BufReader::new(process.stderr.take().expect("piped")).lines().map_while(Result::ok);
+        let (tell, log) = channel();
+        // To its end, whoever listens: it must be able to write.
+        std::thread::spawn(move || lines.for_each(|line| _ = tell.send(line)));
+        Self { process, log }
+    }
+
+    /// The first line of the log with this in it.
+    fn says(&self, what: &str) -> String {
+        let mut lines = std::iter::from_fn(|| self.log.recv_timeout(PATIENCE).ok());
+        lines.find(|line| line.contains(what)).unwrap_or_else(|| panic!("it did not say {what:?}"))
+    }
+
+    fn stop(mut self) {
+        let pid = self.process.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+        assert!(self.process.wait().expect("it ends").success());
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_settled_node_that_is_to_join_another_cluster_stays_and_says_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").to_string();
+    let one = Alone::start(&a, &free, &["--name", "a"]);
+    one.says("forming the cluster");
+    let other = Alone::start(&b, "127.0.0.1:0", &["--name", "b"]);
+    other.says("forming the cluster");
+    other.stop();
+    let ids = [&a, &b].map(|data| std::fs::read_to_string(data.with_extension("cluster")).expect("a marker"));
+    let [theirs, own] = ids.each_ref().map(|text| text.lines().next().expect("an id"));
+
+    let other = Alone::start(&b, "127.0.0.1:0", &["--name", "b", "--join", &free]);
+    let warning = other.says("--join leads to a node that refuses this one");
+    assert!(warning.contains("WARN") && warning.contains(theirs) && warning.contains(own), "{warning}");
+    assert!(warning.contains(&free) && warning.contains("an empty data folder"), "{warning}");
+    other.stop();
+    one.stop();
 }
 
 /// Nobody's, whom no file here belongs to.

@@ -28,6 +28,7 @@
 //! [`Identity::may_form`]: crate::identity::Identity::may_form
 
 mod decide;
+mod elsewhere;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 

@@ -193,6 +193,9 @@ impl Store {
             stop,
         };
         let store = Self(Arc::new(inner));
+        let (looking, join) = (former.clone(), config.join.clone());
+        let look = async move { looking.look_elsewhere(&join).await };
+        store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(look));
         let life = store.clone().live(former, config.join, driver);
         store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(life));
         let watched = store.clone();
