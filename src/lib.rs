@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod admin;
+mod agreement;
 pub mod chat;
 pub mod client;
 pub mod config;

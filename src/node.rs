@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use moim_raft::{
     Error, Feeds, Play, Result, Secret, Store,
-    command::{Command, Limits, NodeInfo},
+    command::{Command, NodeInfo},
     state::replay::ReplayLimit,
 };
 use tokio::{
@@ -32,6 +32,7 @@ use crate::{
         wire::{self, News},
     },
     admin,
+    agreement::{self, Agreement},
     chat::{self, Chat, event::Encoder, loss::Losses},
     client::{self, Gate, Relay, Transports, relay},
     config::{Auth, Config},
@@ -283,9 +284,10 @@ impl Node {
     async fn tend(&self) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut let_go = false;
+        let (mut let_go, mut agreement) = (false, Agreement::default());
         loop {
             tick.tick().await;
+            agreement.look(&self.config, &self.store);
             for seat in self.chat.seats.abandoned() {
                 self.chat.give_up(&seat);
             }
@@ -361,16 +363,7 @@ fn store_config(config: &Config) -> Result<moim_raft::Config> {
         join: config.join.clone(),
         expect: config.expect.unwrap_or(usize::MAX),
         secret: secret(config.cluster_secret_file.as_deref())?,
-        limits: Limits {
-            history_size: config.history.size as u64,
-            history_ttl_ms: config.history.ttl.as_millis() as u64,
-            history_bytes: config.history.bytes as u64,
-            mid_window_ms: config.mid.window.as_millis() as u64,
-            mids_per_user: config.mid.per_user as u64,
-            rooms_per_user: config.limits.rooms_per_user as u64,
-            sessions_per_user: config.limits.sessions_per_user as u64,
-            presence_limit: config.presence.limit as u64,
-        },
+        limits: agreement::limits(config),
         node_timeout: config.node.timeout,
         replace_after: config.node.replace_after,
         session_ttl: config.session.ttl,

@@ -342,6 +342,27 @@ fn a_settled_node_that_is_to_join_another_cluster_stays_and_says_so() {
     one.stop();
 }
 
+#[test]
+fn a_node_whose_settings_are_not_the_clusters_says_so_once_for_each_difference() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+    // Held together and let go at once, so that they differ.
+    let free = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let [free, learner] = free.map(|port| port.local_addr().expect("bound").to_string());
+    let leads = Alone::start(&a, &free, &["--name", "a", "--history-ttl", "2d"]);
+    // It learns, and never leads.
+    let learns = ["--name", "b", "--join", &free, "--history-size", "10", "--history-ttl", "2d"];
+    let other = Alone::start(&b, &learner, &learns);
+    let warning = other.says("settings are not the cluster's");
+    assert!(warning.contains("WARN") && warning.contains("history.size is 10 here and 1000 there"), "{warning}");
+    assert!(!warning.contains("history.ttl"), "{warning}");
+    leads.stop();
+    let leads = Alone::start(&a, &free, &["--name", "a", "--history-size", "10", "--history-ttl", "3d"]);
+    let warning = other.says("settings are not the cluster's");
+    assert!(warning.contains("history.ttl is 2d here and 3d there") && !warning.contains("history.size"), "{warning}");
+    leads.stop();
+}
+
 /// Nobody's, whom no file here belongs to.
 const NOBODY: u32 = 65534;
 
