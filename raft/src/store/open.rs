@@ -74,7 +74,9 @@ impl Store {
         let (base, found) = opening.await.map_err(Error::fatal)??;
         let checkpoint = found.point.as_ref().and_then(Point::index);
         marker.check_applied(&config.data, node, log.last_index().max(checkpoint).unwrap_or_default())?;
-        reaches_back_to(&log, checkpoint).await?;
+        let purged = purged(&log, checkpoint).await?;
+        reaches_back_to(purged, checkpoint)?;
+        cover(purged, &snapshots, &base).await?;
         clean(&config.data, checkpoint.unwrap_or_default())
             .map_err(|e| Error::fatal(format!("cannot tidy {}: {e}", config.data.display())))?;
         let (feed, plays) = mpsc::channel(FEED_ENTRIES);
@@ -302,14 +304,36 @@ fn log_is_gone(folder: &Path) -> Error {
     ))
 }
 
-/// What was purged from the log must be in the checkpoint, or in the snapshot that it was rebuilt from.
-async fn reaches_back_to(log: &Log, applied: Option<u64>) -> Result<()> {
+/// The last entry that the log will not have when Raft begins. A crash can leave a checkpoint of entries that were applied before
+/// they were on this disk: the log is purged up to there then.
+async fn purged(log: &Log, applied: Option<u64>) -> Result<Option<u64>> {
     let state = log.clone().get_log_state().await.map_err(Error::fatal)?;
-    match state.last_purged_log_id.map(|id| id.index) {
-        Some(purged) if applied.is_none_or(|applied| applied < purged) => Err(Error::refused(format!(
+    let last = state.last_log_id.map(|id| id.index);
+    Ok(if last < applied { applied } else { state.last_purged_log_id.map(|id| id.index) })
+}
+
+/// What was purged from the log must be in the checkpoint, or in the snapshot that it was rebuilt from.
+fn reaches_back_to(purged: Option<u64>, applied: Option<u64>) -> Result<()> {
+    match purged {
+        Some(purged) if applied < Some(purged) => Err(Error::refused(format!(
             "neither the checkpoint nor a snapshot is usable, and the log begins after {purged}: \
              remove this node's data folder and let it join again"
         ))),
         _ => Ok(()),
     }
+}
+
+/// Raft counts on a snapshot of what was purged: a node that lacks it is sent the newest, and goes on from there with the log.
+/// Where that one is gone or damaged, the checkpoint is what is left of it.
+async fn cover(purged: Option<u64>, snapshots: &Snapshots, base: &Base) -> Result<()> {
+    let newest = snapshots.newest_header().and_then(|(_, point)| point.index());
+    if newest < purged {
+        tracing::warn!(
+            ?newest,
+            ?purged,
+            "no snapshot reaches to where the log begins; one is written of the checkpoint"
+        );
+        base.snapshot().await.map_err(Error::fatal)??;
+    }
+    Ok(())
 }
