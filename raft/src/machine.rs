@@ -163,6 +163,17 @@ impl Machine {
         answer(self.base.copy(tables))
     }
 
+    /// Writes a snapshot of what is applied now. Apply goes on meanwhile.
+    pub fn snapshot(&mut self) -> impl Future<Output = Result<(PathBuf, Point)>> + use<> {
+        answer(self.begin_snapshot())
+    }
+
+    /// It is of this very point: the checkpoint of it is written first, and none between the two.
+    fn begin_snapshot(&mut self) -> Asked<(PathBuf, Point)> {
+        self.checkpoint(true);
+        self.base.snapshot()
+    }
+
     /// What sled has by now need not be in memory.
     fn thaw(&mut self) {
         while self.thawed < self.base.written() {
@@ -209,10 +220,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
         Ok(())
     }
 
-    /// The snapshot is of this very point: the checkpoint of it is written first, and none between the two.
     async fn get_snapshot_builder(&mut self) -> Builder {
-        self.checkpoint(true);
-        Builder(Some(self.base.snapshot()))
+        Builder(Some(self.begin_snapshot()))
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {

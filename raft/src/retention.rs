@@ -12,12 +12,24 @@
 //! * While a snapshot is on its way to a node, no other is written, and nothing behind it is purged; nor what a node that
 //!   answers has still to get. Otherwise a slow node would never arrive: each snapshot would be too old when it is there.
 //!   This patience is bounded, in time and in bytes of log.
+//! * A snapshot that is damaged is not sent for ever: when somebody does not take it, its file is looked at, and written anew.
 
-use std::{sync::Arc, time::Duration};
+use std::{future, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval},
+};
 
-use crate::{base::Point, command::NodeId, consensus::Consensus, log::Log, net::Transfers, snapshot::Snapshots};
+use crate::{
+    base::Point,
+    command::NodeId,
+    consensus::Consensus,
+    error::{Error, Result},
+    log::Log,
+    net::Transfers,
+    snapshot::{self, Snapshots},
+};
 
 /// Log since the last snapshot that makes one due, unless half of the snapshot is more.
 pub const SNAPSHOT_BYTES: u64 = 64 << 20;
@@ -34,6 +46,8 @@ const HEARD_WITHIN: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(200);
 /// A snapshot that was asked for and did not come is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// One of which the file was looked at is not looked at again so soon: who does not take it may be at fault.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Where the log stands, as the rule sees it. Indexes are those of the last entry that counts.
 #[derive(Clone, Copy, Debug, Default)]
@@ -100,8 +114,16 @@ impl Retention {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut newest = None;
         let mut asked: Option<(u64, Instant)> = None;
+        let mut looked: Option<(u64, Instant)> = None;
         loop {
             tick.tick().await;
+            let seen = |index| looked.is_some_and(|(at, when)| at == index && when.elapsed() < LOOK_AGAIN);
+            if let Some(index) = self.transfers.take_doubted().filter(|index| !seen(*index)) {
+                looked = Some((index, Instant::now()));
+                if let Err(e) = self.mend(index).await {
+                    tracing::warn!("the damaged snapshot could not be replaced yet: {}", e.why());
+                }
+            }
             let look = self.look(&mut newest);
             let trigger = self.consensus.raft.trigger();
             let waiting = asked.is_some_and(|(at, when)| look.snapshot < Some(at) && when.elapsed() < ASK_AGAIN);
@@ -115,6 +137,20 @@ impl Retention {
                 _ = trigger.purge_log(upto).await;
             }
         }
+    }
+
+    /// Writes another snapshot if the newest, which covers that index, is damaged.
+    async fn mend(&self, index: u64) -> Result<()> {
+        let newest = self.snapshots.newest_header().filter(|(_, point)| point.index() == Some(index));
+        let Some((path, Point { applied, .. })) = newest else { return Ok(()) };
+        let file = path.clone();
+        let checked = spawn_blocking(move || snapshot::check(&file, applied)).await.map_err(Error::fatal)?;
+        let Err(why) = checked else { return Ok(()) };
+        tracing::error!("the newest snapshot is damaged, and another is written: {}", why.why());
+        let written = self.consensus.raft.with_state_machine(|machine| Box::pin(future::ready(machine.snapshot())));
+        let (mended, _) = written.await.map_err(Error::unavailable)?.await?;
+        // Only now: openraft ends a node that has none to send.
+        if mended != path { self.snapshots.set_aside(&path) } else { Ok(()) }
     }
 
     /// `newest` remembers the size of the newest file, by the index that Raft knows.

@@ -35,6 +35,8 @@ const PART_BYTES: usize = 1 << 20;
 const SYNC_PARTS: usize = 16;
 /// Files that are kept: the newest, and the one before it in case the newest is damaged.
 const KEPT: usize = 2;
+/// What a damaged one is called.
+const ASIDE: &str = "damaged";
 
 /// One part of a file. Stored: only ever add.
 #[derive(Serialize, Deserialize)]
@@ -92,6 +94,12 @@ impl Snapshots {
         disk::sync_parent(&path)?;
         self.keep_newest();
         Ok(path)
+    }
+
+    /// Keeps a damaged file under another name, and none of those before it.
+    pub fn set_aside(&self, damaged: &Path) -> Result<()> {
+        fs::rename(damaged, self.dir.join(ASIDE)).map_err(|e| disk::failed("move aside", damaged, &e))?;
+        disk::sync_parent(damaged)
     }
 
     /// Finished files, the newest first.

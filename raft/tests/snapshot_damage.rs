@@ -47,6 +47,14 @@ async fn ends_of_log(data: &Path) -> (u64, u64) {
     (last + 1 - entries, last)
 }
 
+/// Changes one byte in the middle.
+fn damage(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(file, bytes).unwrap();
+}
+
 /// A new node comes, and gets what all have.
 async fn one_more_arrives(c: &mut Cluster) {
     let new = c.add("new").await;
@@ -101,4 +109,21 @@ async fn where_a_checkpoint_is_ahead_of_the_log_a_start_writes_a_snapshot_of_it(
     c.reopen(0).await;
     c.all_started().await;
     one_more_arrives(&mut c).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_snapshot_is_damaged_writes_another_for_who_needs_it() {
+    let mut c = Cluster::new(3).await;
+    let leader = c.leader().await;
+    let (by, data) = (c.node(leader).open_in_lobby("client").await, c.data(leader));
+    for _ in 0..3 {
+        another_snapshot(c.node(leader), &by, &data).await;
+    }
+    let newest = snapshots(&data).remove(0);
+    damage(&newest);
+    let damaged = fs::read(&newest).unwrap();
+
+    one_more_arrives(&mut c).await;
+    assert_eq!(c.leader().await, leader, "not conclusive: another one sent its own");
+    assert!(snapshots(&data).iter().all(|file| fs::read(file).unwrap() != damaged), "it is still there");
 }

@@ -159,6 +159,18 @@ const TRAPS: &[Trap] = &[
         ],
     },
     Trap {
+        trap: "a snapshot that is damaged, or too old for the log, is sent for ever",
+        design: "who sends looks at a file that was not taken, and writes another; a start has one of what its log has purged",
+        shown_by: &[
+            ("tests/snapshot_damage.rs", "a_leader_whose_snapshot_is_damaged_writes_another_for_who_needs_it"),
+            (
+                "tests/snapshot_damage.rs",
+                "where_the_log_begins_after_the_newest_readable_snapshot_a_start_writes_another",
+            ),
+            ("tests/snapshot_damage.rs", "where_a_checkpoint_is_ahead_of_the_log_a_start_writes_a_snapshot_of_it"),
+        ],
+    },
+    Trap {
         trap: "a snapshot on its way holds up heartbeats and commits",
         design: "a lane of its own with a bandwidth, and threads of their own for files",
         shown_by: &[

@@ -216,8 +216,10 @@ impl Client {
         let dialed = handshake::dial(&self.local, &self.addr, Lane::Bulk, Some(self.target)).await;
         let (mut stream, _) = dialed.inspect_err(|e| self.complain(e)).map_err(|e| unreachable(&e))?;
         let sent = snapshot::send(&mut stream, vote, &snapshot.meta, &snapshot.snapshot, &self.transfers, step).await;
-        if sent.is_ok() {
-            running.arrived();
+        match &sent {
+            Ok(_) => running.arrived(),
+            Err(Error::Unavailable(_)) => {}
+            Err(_) => running.doubted(),
         }
         sent.map_err(|e| StreamingError::Network(NetworkError::new(&e)))
     }

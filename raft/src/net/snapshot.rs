@@ -84,6 +84,10 @@ pub(crate) enum Part {
 }
 
 /// Streams the file and waits until it is installed; the other side's vote. `step` bounds each chunk and each silence.
+///
+/// # Errors
+/// `Unavailable` when the connection or the other side is at fault; else it may be the file: the other side had all of it and
+/// did not take it, or it cannot be read here.
 pub(crate) async fn send(
     stream: &mut TcpStream,
     vote: &Vote,
@@ -122,7 +126,7 @@ pub(crate) async fn send(
         match read(stream, step).await? {
             Part::Installing => {}
             Part::Installed { vote } => return Ok(vote.into()),
-            Part::Failed(why) => return Err(Error::unavailable(format!("the snapshot was not installed: {why}"))),
+            Part::Failed(why) => return Err(Error::refused(format!("the snapshot was not installed: {why}"))),
             _ => return Err(unexpected()),
         }
     }

@@ -1,4 +1,5 @@
-//! Snapshots on their way to other nodes: how fast they may go together, and up to where the log waits for them.
+//! Snapshots on their way to other nodes: how fast they may go together, up to where the log waits for them, and whether their
+//! file is in doubt.
 //!
 //! A node that installs a snapshot goes on from its end with the log. So while one is on its way, and a moment longer (a broken
 //! link is tried again, and openraft learns of its arrival a little after us), [`Transfers::oldest`] says what must not be purged.
@@ -30,6 +31,8 @@ struct Inner {
     count: u64,
     /// Until when what was sent takes the bandwidth.
     busy: Option<Instant>,
+    /// The last index that a snapshot covers of which the file may be damaged.
+    doubted: Option<u64>,
 }
 
 struct Transfer {
@@ -59,6 +62,12 @@ impl Transfers {
     /// `patience`.
     pub fn oldest(&self, patience: Duration) -> Option<u64> {
         self.lock().oldest(patience, Instant::now())
+    }
+
+    /// The last index that a snapshot covers which somebody did not take, although all of it had arrived. Asked once: it is
+    /// for whoever asks to look at the file.
+    pub fn take_doubted(&self) -> Option<u64> {
+        self.lock().doubted.take()
     }
 
     /// Waits until so many bytes more may be sent.
@@ -119,6 +128,14 @@ impl Running {
             transfer.arrived = true;
         }
     }
+
+    /// Its file may be damaged.
+    pub fn doubted(self) {
+        let mut all = self.transfers.lock();
+        if let Some(index) = all.numbered(self.number).map(|transfer| transfer.index) {
+            all.doubted = Some(index);
+        }
+    }
 }
 
 impl Drop for Running {
@@ -172,6 +189,16 @@ mod tests {
         let later = now + LINGER * 4;
         inner.begin(1, 10, later);
         assert_eq!(inner.oldest(patience, later + patience - LINGER), Some(10), "the one before is long over");
+    }
+
+    #[test]
+    fn a_doubt_is_told_once() {
+        let transfers = Arc::new(Transfers::default());
+        transfers.begin(1, 7).arrived();
+        assert_eq!(transfers.take_doubted(), None);
+        transfers.begin(1, 8).doubted();
+        drop(transfers.begin(1, 9));
+        assert_eq!((transfers.take_doubted(), transfers.take_doubted()), (Some(8), None));
     }
 
     #[test]
