@@ -14,6 +14,8 @@
 //!   This patience is bounded, in time and in bytes of log.
 //! * A snapshot that is damaged is not sent for ever: when somebody does not take it, its file is looked at, and written anew.
 
+mod rule;
+
 use std::{future, sync::Arc, time::Duration};
 
 use tokio::{
@@ -21,6 +23,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
+use self::rule::{HOLD_BYTES, KEEP_BYTES, Look, Rule};
 use crate::{
     base::Point,
     command::NodeId,
@@ -31,13 +34,6 @@ use crate::{
     snapshot::{self, Snapshots},
 };
 
-/// Log since the last snapshot that makes one due, unless half of the snapshot is more.
-pub const SNAPSHOT_BYTES: u64 = 64 << 20;
-/// Log that is kept behind a snapshot, in bytes and in entries; whichever is less.
-pub const KEEP_BYTES: u64 = 64 << 20;
-pub const KEEP_ENTRIES: u64 = 200_000;
-/// Log that is kept for other nodes at most. One that is further behind gets a snapshot, however often.
-pub const HOLD_BYTES: u64 = 1 << 30;
 /// A transfer that takes longer holds nothing up any more.
 const HOLD_TIME: Duration = Duration::from_secs(15 * 60);
 /// A node that was heard of within this time is waited for.
@@ -48,54 +44,6 @@ const TICK: Duration = Duration::from_millis(200);
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// One of which the file was looked at is not looked at again so soon: who does not take it may be at fault.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
-
-/// Where the log stands, as the rule sees it. Indexes are those of the last entry that counts.
-#[derive(Clone, Copy, Debug, Default)]
-struct Look {
-    applied: u64,
-    /// Covered by the newest snapshot; `None` without one.
-    snapshot: Option<u64>,
-    snapshot_bytes: u64,
-    /// Entries up to this one are purged.
-    purged: Option<u64>,
-    bytes_since_snapshot: u64,
-    /// The lowest index from which on there are [`KEEP_BYTES`] up to the snapshot.
-    keep_from: u64,
-    /// Entries after this one are kept for another node.
-    held: Option<u64>,
-    is_sending: bool,
-    /// This node's place among all nodes by id, and how many there are.
-    turn: (u64, u64),
-}
-
-/// A count of entries that bounds both, for many tiny ones (each costs its place in memory), and for tests.
-#[derive(Clone, Copy, Debug)]
-struct Rule {
-    snapshot_every: u64,
-}
-
-impl Rule {
-    fn is_due(self, look: &Look) -> bool {
-        let (turn, nodes) = look.turn;
-        // The last one waits half as long again as the first.
-        let staggered = |bound: u64| bound + bound / 2 * turn / nodes.max(1);
-        let entries = look.snapshot.map_or(look.applied, |snapshot| look.applied.saturating_sub(snapshot));
-        let bytes = SNAPSHOT_BYTES.max(look.snapshot_bytes / 2);
-        let long = look.bytes_since_snapshot >= staggered(bytes) || entries >= staggered(self.snapshot_every);
-        let may = !look.is_sending || look.bytes_since_snapshot >= HOLD_BYTES;
-        entries > 0 && long && may
-    }
-
-    /// The last entry to purge, if there is something to purge.
-    fn purge_upto(self, look: &Look) -> Option<u64> {
-        let snapshot = look.snapshot?;
-        let entries = KEEP_ENTRIES.min(self.snapshot_every);
-        let first = look.keep_from.max((snapshot + 1).saturating_sub(entries));
-        let upto = first.min(snapshot + 1).checked_sub(1)?;
-        let upto = look.held.map_or(upto, |held| upto.min(held));
-        look.purged.is_none_or(|purged| upto > purged).then_some(upto)
-    }
-}
 
 pub(crate) struct Retention {
     pub node: NodeId,
@@ -188,62 +136,5 @@ impl Retention {
     fn newest_file(&self) -> Option<(u64, u64)> {
         let (path, point) = self.snapshots.newest_header()?;
         Some((Point::index(&point)?, path.metadata().ok()?.len()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MANY: Rule = Rule { snapshot_every: 1 << 30 };
-
-    #[test]
-    fn a_snapshot_is_due_by_bytes_of_log_and_large_ones_are_rarer() {
-        let look = |since, size| Look {
-            applied: 900,
-            snapshot: Some(100),
-            bytes_since_snapshot: since,
-            snapshot_bytes: size,
-            turn: (0, 3),
-            ..Look::default()
-        };
-        assert!(!MANY.is_due(&look(SNAPSHOT_BYTES - 1, 0)));
-        assert!(MANY.is_due(&look(SNAPSHOT_BYTES, 0)));
-        assert!(!MANY.is_due(&look(SNAPSHOT_BYTES, 1 << 30)));
-        assert!(MANY.is_due(&look(1 << 29, 1 << 30)));
-        assert!(Rule { snapshot_every: 800 }.is_due(&look(1, 0)));
-        assert!(!Rule { snapshot_every: 801 }.is_due(&look(1, 0)));
-        let nothing_new = Look { applied: 100, ..look(SNAPSHOT_BYTES, 0) };
-        assert!(!MANY.is_due(&nothing_new));
-    }
-
-    #[test]
-    fn nodes_take_turns() {
-        let due = |turn, bytes| {
-            MANY.is_due(&Look { applied: 9, bytes_since_snapshot: bytes, turn: (turn, 3), ..Look::default() })
-        };
-        assert!(due(0, SNAPSHOT_BYTES) && !due(1, SNAPSHOT_BYTES) && !due(2, SNAPSHOT_BYTES + SNAPSHOT_BYTES / 6));
-        assert!((0..3).all(|turn| due(turn, SNAPSHOT_BYTES * 3 / 2)));
-    }
-
-    #[test]
-    fn while_one_is_sent_no_other_is_written_within_bounds() {
-        let look = |since| Look { applied: 9, bytes_since_snapshot: since, is_sending: true, ..Look::default() };
-        assert!(!MANY.is_due(&look(HOLD_BYTES - 1)));
-        assert!(MANY.is_due(&look(HOLD_BYTES)));
-    }
-
-    #[test]
-    fn the_log_keeps_a_stretch_behind_a_snapshot_and_what_is_held() {
-        let look = Look { applied: 5000, snapshot: Some(4000), keep_from: 3000, purged: Some(10), ..Look::default() };
-        assert_eq!(MANY.purge_upto(&look), Some(2999));
-        assert_eq!(Rule { snapshot_every: 300 }.purge_upto(&look), Some(3700));
-        assert_eq!(MANY.purge_upto(&Look { held: Some(50), ..look }), Some(50));
-        assert_eq!(MANY.purge_upto(&Look { held: Some(10), ..look }), None);
-        assert_eq!(MANY.purge_upto(&Look { purged: Some(2999), ..look }), None);
-        assert_eq!(MANY.purge_upto(&Look { snapshot: None, ..look }), None);
-        assert_eq!(MANY.purge_upto(&Look { keep_from: 0, ..look }), None, "all of it is little");
-        // Not even when nothing of it were to be kept is more purged than the snapshot covers.
-        assert_eq!(Rule { snapshot_every: 0 }.purge_upto(&Look { keep_from: 9999, ..look }), Some(4000));
     }
 }

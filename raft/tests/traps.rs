@@ -199,7 +199,7 @@ const TRAPS: &[Trap] = &[
         design: "apply goes on in memory while a checkpoint is written; snapshots take turns",
         shown_by: &[
             ("tests/faults.rs", "three_checkpoints_at_once_hold_up_no_commit"),
-            ("src/retention.rs", "nodes_take_turns"),
+            ("src/retention/rule.rs", "nodes_take_turns"),
         ],
     },
     Trap {
