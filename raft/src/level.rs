@@ -12,14 +12,13 @@
 //!   version that it ran before.
 //! - The level never falls. A node that does not know it is refused by its peers, and stops where it meets it in its own log:
 //!   to skip a command that it does not understand would fork the state.
-//!
 //! - A level may also change what an older command does. `apply` asks the state's level for that, so that all nodes change in
 //!   the same place of the log.
 //!
 //! | level | what came with it |
 //! | --- | --- |
 //! | 1 | what every version has known |
-//! | 2 | a session may be taken over more often before that is a quarrel; `ForgetMids` |
+//! | 2 | a session may be taken over more often before that is a quarrel; `ForgetMids`; a program that knows it says which process it is |
 //!
 //! This is apart from the version of the peer protocol ([`crate::net::handshake::VERSIONS`]), which two nodes settle between
 //! themselves for each connection.

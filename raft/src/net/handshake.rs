@@ -30,7 +30,7 @@ use super::{Local, frame, originals::admit};
 use crate::{
     error::{Error, Result},
     identity::{ClusterId, Process},
-    level::{Level, Levels},
+    level::{self, Level, Levels},
     members::REMOVED,
     raft::NodeId,
 };
@@ -42,9 +42,6 @@ const HELLO_BYTES_MAX: usize = 4096;
 const MAGIC: [u8; 8] = *b"moimpeer";
 /// Versions that this program speaks, both included.
 pub const VERSIONS: (u16, u16) = (1, 1);
-
-/// From this level on a program says which process it is.
-const PROCESS_SINCE: Level = 2;
 
 /// What a connection is for. Each kind of traffic has its own connection, so that none waits behind another.
 /// Sent: only ever add variants at the end.
@@ -90,7 +87,7 @@ pub(crate) struct Hello {
     pub levels: Levels,
     pub level: Option<Level>,
     /// The process, the same in each of its handshakes, then sixteen fresh bytes. Of a program that does not know
-    /// [`PROCESS_SINCE`] all are fresh.
+    /// level 2 all are fresh.
     pub nonce: [u8; 32],
 }
 
@@ -293,7 +290,7 @@ fn hello(local: &Local, lane: Lane, wanted: Option<NodeId>) -> Result<Hello> {
 }
 
 fn remote(theirs: Hello, lane: Lane) -> Remote {
-    let named = (theirs.levels.max >= PROCESS_SINCE).then_some(theirs.nonce);
+    let named = (theirs.levels.max >= level::SECOND).then_some(theirs.nonce);
     let process = named.and_then(|nonce| nonce.first_chunk().copied());
     Remote { node: theirs.node, name: theirs.name, cluster: theirs.cluster, lane, process }
 }
