@@ -55,8 +55,8 @@ async fn start(c: &mut Cluster, addr: Option<String>) -> Node {
 }
 
 fn waits(node: &Node) -> bool {
-    let entering = node.store.status().entering;
-    entering.contains("runs at") && entering.contains("copy of its data folder")
+    let refused = node.store.status().refused;
+    refused.is_some_and(|why| why.contains("runs at") && why.contains("copy of its data folder"))
 }
 
 /// Each of the others is stopped in turn while the copy tries to be the node that it was copied from.

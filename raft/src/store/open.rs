@@ -240,9 +240,8 @@ impl Store {
         // Nothing older than what this node served before its restart. openraft's own wait for it is over only when the log
         // has no uncommitted end, which under load may never be seen.
         while let Err(e) = self.caught_up(join).await {
-            // The leader may know better; to whom nobody speaks somebody has said why.
-            let told = self.own_note().await.or_else(|| self.0.local.refused());
-            let why = told.unwrap_or_else(|| e.why().to_owned());
+            // The leader may know better.
+            let why = self.own_note().await.unwrap_or_else(|| e.why().to_owned());
             if self.0.entering.send_replace(why.clone()) != why {
                 tracing::warn!("still catching up with what was committed before the start: {why}");
             }
