@@ -125,8 +125,7 @@ impl Drain {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(Refused("this node was told to stop; start it again when it has".to_owned()));
         }
-        let node = self.store().node();
-        let ended = self.store().call(Command::EndDrain { node }).await;
+        let ended = self.store().call(self.store().undrain(self.store().incarnation())).await;
         ended.map_err(|e| Refused(format!("the drain token could not be given back: {e}")))?;
         self.health.set_draining(false);
         Ok(())

@@ -12,11 +12,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use moim_raft::{
-    Error, Feeds, Play, Result, Secret, Store,
-    command::{Command, NodeInfo},
-    state::replay::ReplayLimit,
-};
+use moim_raft::{Error, Feeds, Play, Result, Secret, Store, command::NodeInfo, state::replay::ReplayLimit};
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::mpsc,
@@ -314,8 +310,10 @@ impl Node {
     fn end_own_drain(&self) {
         let me = self.store.node();
         let held = self.store.read(|state| state.drain()).filter(|held| held.node == me);
-        if held.is_some_and(|held| held.incarnation < self.store.incarnation()) && self.health.check().is_ok() {
-            self.store.propose(Command::EndDrain { node: me }, moim_raft::Ticket::nobody());
+        let Some(held) = held.filter(|held| held.incarnation < self.store.incarnation()) else { return };
+        if self.health.check().is_ok() {
+            // It names the token that was seen: meanwhile an operator may have asked for the next drain.
+            self.store.propose(self.store.undrain(held.incarnation), moim_raft::Ticket::nobody());
         }
     }
 }

@@ -279,7 +279,7 @@ pub enum Command {
     TakeDrain {
         force: bool,
     },
-    /// The token that `node` holds ends.
+    /// The token that `node` holds ends, whenever it took it. Below level 2.
     EndDrain {
         node: NodeId,
     },
@@ -300,13 +300,18 @@ pub enum Command {
     Sweep(Vec<(Namespace, Room)>),
     /// The leader found that these users have `mid`s past their window. From level 2 on.
     ForgetMids(Vec<User>),
+    /// The token that `node` took in this incarnation, or an earlier one, ends. From level 2 on.
+    Undrain {
+        node: NodeId,
+        incarnation: Incarnation,
+    },
 }
 
 impl Command {
     /// The level from which on a cluster may be given this command. A new command names the level that it came with.
     pub fn level(&self) -> Level {
         match self {
-            Self::ForgetMids(_) => level::SECOND,
+            Self::ForgetMids(_) | Self::Undrain { .. } => level::SECOND,
             _ => level::FIRST,
         }
     }

@@ -18,7 +18,7 @@
 //! | level | what came with it |
 //! | --- | --- |
 //! | 1 | what every version has known |
-//! | 2 | a session may be taken over more often before that is a quarrel; `ForgetMids`; a program that knows it says which process it is |
+//! | 2 | a session may be taken over more often before that is a quarrel; `ForgetMids`; `Undrain`; it is said in a handshake which process a node is |
 //!
 //! This is apart from the version of the peer protocol ([`crate::net::handshake::VERSIONS`]), which two nodes settle between
 //! themselves for each connection.

@@ -102,9 +102,14 @@ impl Proposals {
         self.level.store(level, Ordering::Relaxed);
     }
 
+    /// Up to which level commands are taken.
+    pub fn level(&self) -> Level {
+        self.level.load(Ordering::Relaxed)
+    }
+
     /// Queues a command. Past the bounds, or while there is no quorum to be had, the ticket hears `unavailable` at once.
     pub fn push(&self, command: Command, ticket: Ticket) {
-        let level = self.level.load(Ordering::Relaxed);
+        let level = self.level();
         let mut queue = lock(&self.queue);
         match queue.refusal(&command, level) {
             None => queue.push(command, ticket),

@@ -29,7 +29,7 @@ use crate::{
     divergence::{Comparison, Divergence},
     error::{Error, Result},
     identity::ClusterId,
-    level::Level,
+    level::{self, Level},
     log::Log,
     machine::{Play, Replica},
     marker,
@@ -166,6 +166,16 @@ impl Store {
         let (tell, told) = oneshot::channel();
         self.propose(command, Ticket::new(move |outcome| _ = tell.send(outcome.cloned())));
         told.await.unwrap_or_else(|_| Err(Error::unavailable("the store is closing")))
+    }
+
+    /// What ends the drain token of this node, if it took it in that incarnation or an earlier one. Below level 2 the command
+    /// cannot say which one is meant, and one that comes late also ends a newer token.
+    pub fn undrain(&self, incarnation: Incarnation) -> Command {
+        let node = self.node();
+        match self.0.proposals.level() >= level::SECOND {
+            true => Command::Undrain { node, incarnation },
+            false => Command::EndDrain { node },
+        }
     }
 
     /// Reads this node's state, which may be behind. The closure must be short: apply waits for it.

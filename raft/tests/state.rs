@@ -939,6 +939,25 @@ fn the_drain_token_is_held_by_one_node() {
 }
 
 #[test]
+fn an_end_of_a_drain_that_comes_late_does_not_end_a_newer_token() {
+    let mut s = Script::at_level_2();
+    s.run(Command::TakeDrain { force: false });
+    s.start(1);
+    s.run(Command::TakeDrain { force: false });
+    let undrain = |node, incarnation| Command::Undrain { node, incarnation };
+    for (node, incarnation) in [(1, 1), (2, 2)] {
+        assert_eq!(s.reply(undrain(node, incarnation)), Reply::Done);
+        assert_eq!(s.state.drain().map(|drain| (drain.node, drain.incarnation)), Some((1, 2)), "another token");
+    }
+    s.run(undrain(1, 2));
+    assert_eq!(s.state.drain(), None);
+    s.run(Command::TakeDrain { force: false });
+    s.start(1);
+    s.run(undrain(1, 3));
+    assert_eq!(s.state.drain(), None, "also one that it took before its last start");
+}
+
+#[test]
 fn many_tabs_of_one_user_are_one_presence() {
     let mut s = Script::new();
     let open = |name: &str| Command::Open { sid: sid(name), ns: ns(), user: user("ann"), guest: false, pid: pid(name) };

@@ -76,6 +76,7 @@ fn commands() -> Vec<Command> {
         Command::SetExpected { voters: 3 },
         Command::Sweep(vec![(ns(), room())]),
         Command::ForgetMids(vec![user()]),
+        Command::Undrain { node: 7, incarnation: 3 },
     ]
 }
 

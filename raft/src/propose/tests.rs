@@ -82,6 +82,16 @@ fn a_command_above_the_clusters_level_waits_for_it() {
     proposals.set_level(1);
     proposals.push(say("in time".into()), ticket(&heard, "in time"));
     assert_eq!(proposals.try_batch(9, after).unwrap().commands, [say("in time".into())]);
+    let second = [Command::ForgetMids(Vec::new()), Command::Undrain { node: 9, incarnation: 1 }];
+    for command in second.clone() {
+        proposals.push(command, ticket(&heard, "second"));
+        assert!(
+            heard.lock().unwrap().pop().unwrap().starts_with("second: unavailable: the cluster is at level 1 until")
+        );
+    }
+    proposals.set_level(2);
+    second.iter().for_each(|command| proposals.push(command.clone(), Ticket::nobody()));
+    assert_eq!(proposals.try_batch(9, after).unwrap().commands, second);
 }
 
 #[test]

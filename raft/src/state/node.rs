@@ -127,7 +127,7 @@ impl State {
         if let Some(node) = &before {
             self.down(id, node.incarnation, effects)?;
         }
-        self.end_drain(id)?;
+        self.end_drain(id, Incarnation::MAX)?;
         // One that never started has no row yet, and gets one for this.
         let node = self.node(id).unwrap_or_else(|| Node::unknown(id));
         self.put_node(&Node { removed: true, ..node });
@@ -149,8 +149,9 @@ impl State {
         }
     }
 
-    pub(super) fn end_drain(&mut self, node: NodeId) -> Result<Reply, Refusal> {
-        if self.drain().is_some_and(|held| held.node == node) {
+    /// Not the token that the node took in an incarnation after `last`.
+    pub(super) fn end_drain(&mut self, node: NodeId, last: Incarnation) -> Result<Reply, Refusal> {
+        if self.drain().is_some_and(|held| held.node == node && held.incarnation <= last) {
             self.kv.delete(&keys::meta("drain"));
         }
         Ok(Reply::Done)

@@ -141,7 +141,13 @@ impl StateScript {
             "limits" => (1, Command::SetLimits(limits(words)?)),
             "level" => (1, Command::SetLevel(words.number("a level")? as u16)),
             "drain" => (words.node()?, Command::TakeDrain { force: words.flag("force") }),
-            "undrain" => (1, Command::EndDrain { node: words.node()? }),
+            "undrain" => {
+                let node = words.node()?;
+                match words.lookup("incarnation") {
+                    Some(incarnation) => (1, Command::Undrain { node, incarnation: incarnation.parse()? }),
+                    None => (1, Command::EndDrain { node }),
+                }
+            }
             "offline" => (1, Command::Offline(self.state.away(&self.state.lost_sessions()))),
             "forget" => (1, Command::ForgetMids(self.state.users_with_old_mids(None, 100).0)),
             "sweep" => (1, Command::Sweep(self.state.stale_rooms(None, 100).0)),
