@@ -21,7 +21,7 @@ use moim_raft::{
 use naive::{HISTORY, MID_WINDOW, MIDS, Model, NODES, ROOMS, USERS, Wish, is_guest};
 
 /// Long ones reach every bound, short ones many beginnings.
-const LONG: (u64, u64) = (100, 200);
+const LONG: (u64, u64) = (120, 220);
 const SHORT: (u64, u64) = (9_900, 20);
 /// How many threads share them.
 const THREADS: u64 = 4;
@@ -78,7 +78,7 @@ impl Run {
 
     fn wish(&mut self) -> Wish {
         let (by, room) = (self.holder(), self.rng.below(ROOMS));
-        match self.rng.below(40) {
+        match self.rng.below(48) {
             0..4 => {
                 self.sids += 1;
                 Wish::Open(self.sids, self.rng.below(USERS))
@@ -366,7 +366,7 @@ fn random_histories_agree_with_a_naive_model_whatever_happens_to_the_disk() {
     });
     let [replays, refusals, forgotten] = sums;
     println!("{replays} replays, {refusals} refused; {forgotten} `mid`s forgotten");
-    assert!(replays > 1000 && refusals > 100 && forgotten > 100, "{sums:?} are no test");
+    assert!(replays > 1000 && refusals > 100 && forgotten > 50, "{sums:?} are no test");
 }
 
 fn add(sums: &mut [usize; 3], more: [usize; 3]) {
