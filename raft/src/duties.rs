@@ -1,20 +1,24 @@
 //! What time asks of a node: to notice that it is cut off, and of the leader: who is down, who is offline, whose session
-//! has expired.
+//! has expired, what has grown old where nothing happens any more.
 //!
 //! All durations here are measured on the monotonic clock of the node that decides. A leader counts from when it applied
 //! a loss or from when it became leader, whichever is later: a change of leader lengthens a session's life, never
 //! shortens it. Its verdicts are commands that name the incarnation, generation or attachment that they were decided for,
 //! so one that comes late changes nothing.
 
-use std::{collections::HashMap, hash::Hash, sync::Arc, time::Duration};
+mod expiry;
+mod round;
+
+use std::{collections::HashMap, future, hash::Hash, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval},
 };
 
+use self::{expiry::Expiry, round::Round};
 use crate::{
-    command::{Away, Command, Holder, Limits, NodeId},
+    command::{Away, Command, Holder, Limits, NodeId, User},
     consensus::Consensus,
     level,
     machine::Replica,
@@ -31,15 +35,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const GONE_SHARE: u32 = 3;
 /// Without a word from a leader (or, on the leader, from a quorum) for so long, proposals are refused at once.
 pub const SILENCE_MAX: Duration = Duration::from_secs(3);
-/// Sessions in one `Expire`, and in one look under the state's lock.
-const EXPIRE_SLICE: usize = 1000;
-/// Lost sessions of whose users one look asks whether they are away.
-const AWAY_LOOK: usize = 4 * EXPIRE_SLICE;
+/// Lost sessions of whose users one look asks whether they are away, and so many of them under the state's lock at a time.
+const AWAY_LOOK: usize = 4 * AWAY_SLICE;
+const AWAY_SLICE: usize = 1000;
 /// Users that one look finds offline; the rest wait for the next, so that rooms are not told of all of them at once.
 const OFFLINE_MAX: usize = 1000;
-
-/// Rooms that one look for old entries sees.
-const SWEEP_LOOK: usize = 100;
 
 pub(crate) struct Duties {
     pub local: Arc<Local>,
@@ -66,8 +66,10 @@ struct Leading {
     looked: Instant,
     /// Behind which lost session the next look for users that are away begins.
     asked: Option<Holder>,
-    /// After which room the next look for old entries begins.
-    swept: Option<RoomName>,
+    expiry: Expiry,
+    /// For rooms with old entries, and for users with old `mid`s.
+    rooms: Round<RoomName>,
+    mids: Round<User>,
 }
 
 /// What one look after another finds to be so, and since when.
@@ -80,7 +82,15 @@ impl Duties {
         let mut leading: Option<Leading> = None;
         let mut refusing = true;
         loop {
-            let now = tick.tick().await;
+            let now = tokio::select! {
+                now = tick.tick() => now,
+                () = expired(leading.as_ref()) => {
+                    if let Some(leading) = &mut leading {
+                        self.expire(leading);
+                    }
+                    continue;
+                }
+            };
             self.proposals.time_out(now);
             let members = self.consensus.members();
             self.network.set_addrs(members.iter().cloned());
@@ -125,9 +135,13 @@ impl Duties {
             self.declare_down(leading, now);
             let lost = self.replica.read(|state| state.lost_sessions());
             self.find_offline(leading, &lost, now);
-            self.expire(leading, lost, now);
-            self.sweep(leading);
+            leading.lost.note(lost, now);
+            if leading.expiry.is_over() {
+                leading.expiry.begin(leading.lost.so_for(self.session_ttl, now));
+            }
         }
+        self.expire(leading);
+        self.sweep(leading);
     }
 
     /// Nodes with different settings must still agree: the leader's are the cluster's. The first leader always stores its
@@ -179,7 +193,7 @@ impl Duties {
         let begin = lost.partition_point(|holder| leading.asked.as_ref().is_some_and(|asked| holder <= asked));
         let asked = &lost[begin..lost.len().min(begin + AWAY_LOOK)];
         leading.asked = asked.last().filter(|last| lost.last() != Some(last)).cloned();
-        for slice in asked.chunks(EXPIRE_SLICE) {
+        for slice in asked.chunks(AWAY_SLICE) {
             let away = self.replica.read(|state| state.away(slice));
             away.into_iter().for_each(|away| _ = leading.away.0.entry(away).or_insert(now));
         }
@@ -195,20 +209,33 @@ impl Duties {
         }
     }
 
-    /// Rooms are trimmed when something is said in them; where nothing is, old entries are found by going round.
-    fn sweep(&self, leading: &mut Leading) {
-        let (stale, next) = self.replica.read(|state| state.stale_rooms(leading.swept.as_ref(), SWEEP_LOOK));
-        leading.swept = next;
-        if !stale.is_empty() {
-            self.proposals.push(Command::Sweep(stale), Ticket::nobody());
+    fn expire(&self, leading: &mut Leading) {
+        if let Some((expire, ticket)) = leading.expiry.next() {
+            self.proposals.push(expire, ticket);
         }
     }
 
-    fn expire(&self, leading: &mut Leading, lost: Vec<Holder>, now: Instant) {
-        leading.lost.note(lost, now);
-        for slice in leading.lost.so_for(self.session_ttl, now).chunks(EXPIRE_SLICE) {
-            self.proposals.push(Command::Expire(slice.to_vec()), Ticket::nobody());
+    /// Rooms are trimmed when something is said in them, and a user's `mid`s when its next one comes; where nothing is and none
+    /// does, what is old is found by going round.
+    fn sweep(&self, leading: &mut Leading) {
+        leading.rooms.step(
+            |after| self.replica.read(|state| state.stale_rooms(after, round::SLICE)),
+            |rooms, ticket| self.proposals.push(Command::Sweep(rooms), ticket),
+        );
+        if self.proposals.level() >= level::SECOND {
+            leading.mids.step(
+                |after| self.replica.read(|state| state.users_with_old_mids(after, round::SLICE)),
+                |users, ticket| self.proposals.push(Command::ForgetMids(users), ticket),
+            );
         }
+    }
+}
+
+/// Comes true when the leader may propose that more sessions expire.
+async fn expired(leading: Option<&Leading>) {
+    match leading {
+        Some(leading) => leading.expiry.landed().await,
+        None => future::pending().await,
     }
 }
 
@@ -223,7 +250,9 @@ impl Leading {
             away: Watch(HashMap::new()),
             looked,
             asked: None,
-            swept: None,
+            expiry: Expiry::default(),
+            rooms: Round::default(),
+            mids: Round::default(),
         }
     }
 }

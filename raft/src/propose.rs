@@ -32,6 +32,7 @@ use tokio::{
 };
 
 use self::queue::Queue;
+pub(crate) use self::ticket::Pending;
 pub use self::{queue::TEXT_BYTES_MAX, ticket::Ticket};
 use crate::{
     command::{Batch, Command, Incarnation},

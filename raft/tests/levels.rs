@@ -4,7 +4,7 @@
 mod cluster;
 
 use bytes::Bytes;
-use cluster::{Cluster, Node, PATIENCE, say, until};
+use cluster::{Cluster, Node, PATIENCE, lobby, say, until};
 use moim_raft::{
     Error,
     codec::{self, Kind},
@@ -19,6 +19,7 @@ use tokio::{
     time::{Duration, sleep, timeout},
 };
 
+const FIRST: Levels = Levels { min: 1, max: 1 };
 const OLD: Levels = KNOWN;
 const NEW: Levels = Levels { max: KNOWN.max + 1, ..KNOWN };
 /// The leader looks twice a second; so by then it has looked.
@@ -105,6 +106,30 @@ async fn a_learner_that_knows_less_holds_the_level_back() {
     assert!(c.running().all(|node| level(node) == Some(OLD.max)));
     restart(&mut c, 2, NEW).await;
     all_at(&c, NEW.max).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_with_level_2_is_proposed_from_there_on() {
+    let mut c = Cluster::knowing(FIRST, 2, 2).await;
+    c.limits.mid_window_ms = 300;
+    restart(&mut c, 0, FIRST).await;
+    restart(&mut c, 1, KNOWN).await;
+    let by = c.node(0).open_in_lobby("client").await;
+    let mid = Some("mid".to_owned());
+    c.node(0).call(Command::Publish { by: by.clone(), room: lobby(), text: "once".to_owned(), mid }).await;
+    sleep(LOOKED).await;
+    // The state's clock goes on with the log.
+    c.node(0).call(say(&by, "and no more")).await;
+    sleep(LOOKED).await;
+    let old = |c: &Cluster| c.store(1).read(|state| state.users_with_old_mids(None, 9).0.len());
+    assert_eq!((level(c.node(1)), old(&c)), (Some(1), 1), "nobody may propose that it is forgotten");
+    let node = c.store(1).node();
+    assert_eq!(c.store(1).undrain(1), Command::EndDrain { node });
+    restart(&mut c, 0, KNOWN).await;
+    all_at(&c, 2).await;
+    until(|| old(&c) == 0).await;
+    until(|| c.store(1).undrain(1) == Command::Undrain { node, incarnation: 1 }).await;
+    c.agree().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

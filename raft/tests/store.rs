@@ -15,9 +15,10 @@ use std::{
 
 use cluster::{Cluster, GRACE, Node, PATIENCE, SNAPSHOT_EVERY, lobby, ns, say, sid, texts, until};
 use moim_raft::{
-    Error, Store, Ticket,
-    command::{Command, Effect, Limits, Namespace, Position, Reply, Room, User},
+    Error, Observation, Store, Ticket,
+    command::{Command, Effect, Holder, Limits, Namespace, Position, Reply, Room, Sid, Unseated, User},
     marker,
+    state::Applied,
 };
 use tokio::time::timeout;
 
@@ -215,6 +216,38 @@ async fn the_leader_sweeps_rooms_that_everybody_left() {
     // The state's clock goes on with the log.
     c.node(0).call(Command::EndDrain { node: 0 }).await;
     until(|| c.store(0).read(|state| state.room(&ns(), &lobby()).is_none())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_are_lost_together_expire_soon_and_not_all_in_one_entry() {
+    const SESSIONS: usize = 6000;
+    let c = Cluster::new(1).await;
+    let (store, batches) = (c.store(0), Arc::new(AtomicUsize::new(0)));
+    let largest = batches.clone();
+    store.on_observation(Box::new(move |observation| {
+        if let Observation::Batch(commands) = observation {
+            largest.fetch_max(commands, Ordering::SeqCst);
+        }
+    }));
+    let sid = |n: usize| Sid::parse(&format!("{n:020}")).unwrap();
+    for n in 0..SESSIONS {
+        let mut pid = [0; 32];
+        pid[..8].copy_from_slice(&n.to_be_bytes());
+        let user = User::new(n.to_string()).unwrap();
+        store.propose(Command::Open { sid: sid(n), ns: ns(), user, guest: false, pid }, Ticket::nobody());
+    }
+    let lost = (0..SESSIONS).map(|n| Holder { sid: sid(n), generation: 1 }).collect();
+    c.node(0).call(Command::Lost(lost)).await;
+    batches.store(0, Ordering::SeqCst);
+    let expired = |applied: &Applied| {
+        let ends = applied.effects.iter().filter(|e| matches!(e, Effect::Unseated { why: Unseated::Expired, .. }));
+        Some(ends.count()).filter(|ends| *ends > 0)
+    };
+    let played = || c.node(0).played.lock().unwrap().iter().filter_map(expired).collect::<Vec<_>>();
+    until(|| played().iter().sum::<usize>() == SESSIONS).await;
+    assert_eq!(played(), [1000; SESSIONS / 1000]);
+    let largest = batches.load(Ordering::SeqCst);
+    assert!(largest <= 2, "a batch of {largest} commands: the next slice waits for the one before");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,9 @@
 //! Who waits for a command.
 
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
 use crate::{error::Error, state::Applied};
 
 /// Called with what became of a command.
@@ -30,5 +34,33 @@ impl Drop for Ticket {
         if let Some(answer) = self.0.take() {
             answer(Err(Error::unavailable("the outcome is not known; try again")));
         }
+    }
+}
+
+/// Commands of which it is not known yet what became of them.
+#[derive(Default)]
+pub struct Pending {
+    /// Each of their tickets has one more.
+    count: Arc<()>,
+    answered: Arc<Notify>,
+}
+
+impl Pending {
+    /// For one more.
+    pub fn ticket(&self) -> Ticket {
+        let (one, answered) = (self.count.clone(), self.answered.clone());
+        Ticket::new(move |_| {
+            drop(one);
+            answered.notify_one();
+        })
+    }
+
+    pub fn is_none(&self) -> bool {
+        Arc::strong_count(&self.count) == 1
+    }
+
+    /// Waits until one was answered since the last call.
+    pub async fn answered(&self) {
+        self.answered.notified().await;
     }
 }

@@ -69,20 +69,29 @@ impl Cluster {
 
     /// `size` nodes, of which `expect` are voters when they form a cluster.
     pub async fn of(size: usize, expect: usize) -> Self {
+        Self::knowing(KNOWN, size, expect).await
+    }
+
+    /// As [`Cluster::of`], of nodes whose programs know these levels.
+    pub async fn knowing(levels: Levels, size: usize, expect: usize) -> Self {
         let mut listeners = Vec::new();
         for _ in 0..size {
             listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
         }
         let addrs: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
-        Self::with(listeners, addrs, expect).await
+        Self::begin(listeners, addrs, expect, levels).await
     }
 
     /// Nodes that are reached at other addresses than those at which they listen.
     pub async fn with(listeners: Vec<TcpListener>, addrs: Vec<String>, expect: usize) -> Self {
+        Self::begin(listeners, addrs, expect, KNOWN).await
+    }
+
+    async fn begin(listeners: Vec<TcpListener>, addrs: Vec<String>, expect: usize, levels: Levels) -> Self {
         let listens = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
         let dir = tempfile::tempdir().unwrap();
         let names = (0..addrs.len()).map(|i| format!("n{i}")).collect();
-        let levels = vec![KNOWN; addrs.len()];
+        let levels = vec![levels; addrs.len()];
         let limits = Limits::default();
         let mut cluster = Self { dir, listens, addrs, expect, nodes: Vec::new(), names, levels, limits };
         for (i, listener) in listeners.into_iter().enumerate() {
