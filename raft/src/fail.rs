@@ -9,12 +9,19 @@
 pub use armed::{POINTS, arm};
 
 #[cfg(feature = "failpoints")]
-pub(crate) use armed::point;
+pub(crate) use armed::{io, point};
 
 /// Does what a test has armed here, if it has.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub(crate) fn point(_: &'static str) -> crate::Result<()> {
+    Ok(())
+}
+
+/// The same, where it matters what error of the disk it is.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub(crate) fn io(_: &'static str) -> std::io::Result<()> {
     Ok(())
 }
 
@@ -61,6 +68,11 @@ mod armed {
 
     /// Does what a test has armed here, if it has.
     pub(crate) fn point(name: &'static str) -> Result<()> {
+        io(name).map_err(|e| Error::fatal(format!("{name}: {e}")))
+    }
+
+    /// The same, where it matters what error of the disk it is.
+    pub(crate) fn io(name: &'static str) -> io::Result<()> {
         debug_assert!(POINTS.contains(&name), "{name} is not in the list");
         let mut armed = ARMED.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((left, _)) = armed.as_mut().and_then(|armed| armed.get_mut(name)) else { return Ok(()) };
@@ -70,6 +82,6 @@ mod armed {
         }
         let due = armed.as_mut().and_then(|armed| armed.remove(name));
         drop(armed);
-        due.map_or(Ok(()), |(_, act)| act()).map_err(|e| Error::fatal(format!("{name}: {e}")))
+        due.map_or(Ok(()), |(_, act)| act())
     }
 }

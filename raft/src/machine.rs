@@ -221,7 +221,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder(Some(self.begin_snapshot()))
+        Builder { asked: Some(self.begin_snapshot()), snapshots: self.snapshots.clone() }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
@@ -243,8 +243,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>> {
-        let Some((path, point)) = self.snapshots.newest_header() else { return Ok(None) };
-        Ok(Some(offer(path, point)?))
+        Ok(newest(&self.snapshots)?)
     }
 }
 
@@ -257,22 +256,39 @@ impl Drop for Machine {
 }
 
 /// Waits for the snapshot that was asked for when it was made.
-pub struct Builder(Option<Asked<(PathBuf, Point)>>);
+pub struct Builder {
+    asked: Option<Asked<(PathBuf, Point)>>,
+    snapshots: Snapshots,
+}
 
 type Asked<T> = oneshot::Receiver<Result<T>>;
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
+    /// An error is the end of the node. Where it need not be, openraft gets what it has already, or a snapshot of nothing, and
+    /// passes over it.
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
-        let asked = self.0.take().ok_or_else(|| Error::fatal("a builder builds one snapshot"))?;
-        let (path, point) = answer(asked).await?;
-        Ok(offer(path, point)?)
+        let asked = self.asked.take().ok_or_else(|| Error::fatal("a builder builds one snapshot"))?;
+        match answer(asked).await {
+            Ok((path, point)) => Ok(offer(path, point)?),
+            Err(Error::Unavailable(why)) => {
+                tracing::warn!("no snapshot was written: {why}");
+                let nothing =
+                    || Snapshot { meta: SnapshotMeta::default(), snapshot: SnapshotFile { path: PathBuf::new() } };
+                Ok(newest(&self.snapshots)?.unwrap_or_else(nothing))
+            }
+            Err(e) => Err(e.into()),
+        }
     }
 }
 
 async fn answer<T>(asked: Asked<T>) -> Result<T> {
     asked.await.unwrap_or_else(|_| Err(Error::fatal("the checkpoint thread is gone")))
+}
+
+fn newest(snapshots: &Snapshots) -> Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>> {
+    snapshots.newest_header().map(|(path, point)| offer(path, point)).transpose()
 }
 
 /// A file as openraft hands it on.

@@ -13,6 +13,8 @@
 //!   answers has still to get. Otherwise a slow node would never arrive: each snapshot would be too old when it is there.
 //!   This patience is bounded, in time and in bytes of log.
 //! * A snapshot that is damaged is not sent for ever: when somebody does not take it, its file is looked at, and written anew.
+//! * A snapshot that would find no room is not begun: it would be written for nothing, and take from the log what is left. The
+//!   log grows meanwhile, until there is room again or the disk counts as full: see `space`.
 
 mod rule;
 
@@ -32,6 +34,7 @@ use crate::{
     log::Log,
     net::Transfers,
     snapshot::{self, Snapshots},
+    space,
 };
 
 /// A transfer that takes longer holds nothing up any more.
@@ -44,6 +47,10 @@ const TICK: Duration = Duration::from_millis(200);
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// One of which the file was looked at is not looked at again so soon: who does not take it may be at fault.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// That there is no room is said no more often.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// What a snapshot leaves, by estimate, to the log and the checkpoints that are written beside it.
+const ROOM_BYTES: u64 = 64 << 20;
 
 pub(crate) struct Retention {
     pub node: NodeId,
@@ -55,35 +62,82 @@ pub(crate) struct Retention {
     pub snapshot_every: u64,
 }
 
+/// What it did before, each with the time.
+#[derive(Default)]
+struct Past {
+    /// The size of the newest file, by the index that Raft knows.
+    newest: Option<(u64, u64)>,
+    /// A snapshot that was asked for: what was applied then.
+    asked: Option<(u64, Instant)>,
+    /// A file that was looked at: the index that it covers.
+    looked: Option<(u64, Instant)>,
+    /// That there is no room.
+    said: Option<Instant>,
+}
+
 impl Retention {
     pub async fn run(self) {
         let rule = Rule { snapshot_every: self.snapshot_every };
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut newest = None;
-        let mut asked: Option<(u64, Instant)> = None;
-        let mut looked: Option<(u64, Instant)> = None;
+        let mut past = Past::default();
         loop {
             tick.tick().await;
-            let seen = |index| looked.is_some_and(|(at, when)| at == index && when.elapsed() < LOOK_AGAIN);
-            if let Some(index) = self.transfers.take_doubted().filter(|index| !seen(*index)) {
-                looked = Some((index, Instant::now()));
-                if let Err(e) = self.mend(index).await {
-                    tracing::warn!("the damaged snapshot could not be replaced yet: {}", e.why());
-                }
+            if let Some(index) = self.transfers.take_doubted() {
+                self.doubt(index, &mut past).await;
             }
-            let look = self.look(&mut newest);
-            let trigger = self.consensus.raft.trigger();
-            let waiting = asked.is_some_and(|(at, when)| look.snapshot < Some(at) && when.elapsed() < ASK_AGAIN);
-            // Errors: Raft has stopped, and says so elsewhere.
-            if !waiting && rule.is_due(&look) {
-                asked = Some((look.applied, Instant::now()));
-                _ = trigger.snapshot().await;
+            let look = self.look(&mut past.newest);
+            if rule.is_due(&look) {
+                self.write(&look, &mut past).await;
             }
             if let Some(upto) = rule.purge_upto(&look) {
                 tracing::debug!(upto, ?look, "the log is purged");
-                _ = trigger.purge_log(upto).await;
+                // Errors: Raft has stopped, and says so elsewhere.
+                _ = self.consensus.raft.trigger().purge_log(upto).await;
             }
+        }
+    }
+
+    /// Unless one is being written, or there is no room.
+    async fn write(&self, look: &Look, past: &mut Past) {
+        let waiting = past.asked.is_some_and(|(at, when)| look.snapshot < Some(at) && when.elapsed() < ASK_AGAIN);
+        if waiting {
+            return;
+        }
+        match self.check_room(look.snapshot_bytes + look.bytes_since_snapshot) {
+            Ok(()) => {
+                past.asked = Some((look.applied, Instant::now()));
+                _ = self.consensus.raft.trigger().snapshot().await;
+            }
+            Err(why) if past.said.is_none_or(|when| when.elapsed() >= SAY_AGAIN) => {
+                past.said = Some(Instant::now());
+                tracing::warn!("a snapshot is due, and not written: {}", why.why());
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// `Unavailable` when a snapshot of so many bytes would find no room.
+    fn check_room(&self, bytes: u64) -> Result<()> {
+        match space::left_bytes(self.snapshots.dir()) {
+            Ok(left) if left < bytes + ROOM_BYTES => Err(Error::unavailable(format!(
+                "it may take {} MiB, and {} MiB are left for it and all else: make room, or the log grows until the disk is full",
+                bytes >> 20,
+                left >> 20
+            ))),
+            // Whoever writes will find out.
+            _ => Ok(()),
+        }
+    }
+
+    /// Somebody did not take the snapshot that covers that index.
+    async fn doubt(&self, index: u64, past: &mut Past) {
+        if past.looked.is_some_and(|(at, when)| at == index && when.elapsed() < LOOK_AGAIN) {
+            return;
+        }
+        past.looked = Some((index, Instant::now()));
+        if let Err(e) = self.mend(index).await {
+            tracing::warn!("the damaged snapshot is not replaced: {}", e.why());
         }
     }
 
@@ -95,13 +149,13 @@ impl Retention {
         let checked = spawn_blocking(move || snapshot::check(&file, applied)).await.map_err(Error::fatal)?;
         let Err(why) = checked else { return Ok(()) };
         tracing::error!("the newest snapshot is damaged, and another is written: {}", why.why());
+        self.check_room(path.metadata().map_or(0, |found| found.len()) + self.log.bytes_after(index))?;
         let written = self.consensus.raft.with_state_machine(|machine| Box::pin(future::ready(machine.snapshot())));
         let (mended, _) = written.await.map_err(Error::unavailable)?.await?;
         // Only now: openraft ends a node that has none to send.
         if mended != path { self.snapshots.set_aside(&path) } else { Ok(()) }
     }
 
-    /// `newest` remembers the size of the newest file, by the index that Raft knows.
     fn look(&self, newest: &mut Option<(u64, u64)>) -> Look {
         let metrics = self.consensus.metrics();
         let known = metrics.snapshot.map(|id| id.index);

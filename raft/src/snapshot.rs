@@ -12,7 +12,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufReader, Read, Write},
+    io::{self, BufReader, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -69,18 +69,19 @@ impl Snapshots {
     /// Writes the pairs of a point, which come in key order, as a file and returns its path.
     ///
     /// # Errors
-    /// `Refused` when the pairs do not add up to what the point says, and whatever stands in place of a pair.
+    /// `Refused` when the pairs do not add up to what the point says, and whatever stands in place of a pair. `Unavailable`
+    /// when there is no room: nothing of it is left then.
     pub fn write<B: AsRef<[u8]>>(&self, pairs: impl Iterator<Item = Result<(B, B)>>, point: &Point) -> Result<PathBuf> {
         let path = self.path_of(point);
         let aside = path.with_extension("tmp");
-        let written = write_aside(&aside, pairs, point);
+        let rename = || fail::io("snapshot-before-rename").and_then(|()| fs::rename(&aside, &path));
+        let written =
+            write_aside(&aside, pairs, point).and_then(|()| rename().map_err(|e| unwritten("rename", &aside, &e)));
         if written.is_err() {
             // What stays is overwritten by the next one of this point, or deleted at the next start.
             _ = fs::remove_file(&aside);
         }
         written?;
-        fail::point("snapshot-before-rename")?;
-        fs::rename(&aside, &path).map_err(|e| disk::failed("rename", &aside, &e))?;
         fail::point("snapshot-after-rename")?;
         disk::sync_parent(&path)?;
         self.keep_newest();
@@ -144,7 +145,7 @@ fn files(dir: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 fn write_aside<B: AsRef<[u8]>>(aside: &Path, pairs: impl Iterator<Item = Result<(B, B)>>, point: &Point) -> Result<()> {
-    let io = |e| disk::failed("write", aside, &e);
+    let io = |e| unwritten("write", aside, &e);
     let mut out = File::create(aside).map_err(io)?;
     write_part(&mut out, &Part::Header(point.clone()), aside)?;
     let (mut rows, mut sum, mut parts) = (Rows::default(), Sum::default(), 0);
@@ -167,6 +168,16 @@ fn write_aside<B: AsRef<[u8]>>(aside: &Path, pairs: impl Iterator<Item = Result<
     write_part(&mut out, &Part::Rows(rows.take()), aside)?;
     write_part(&mut out, &Part::End { pairs: sum.pairs, hash: sum.hash }, aside)?;
     out.sync_all().map_err(io)
+}
+
+/// Of a file that nothing rests on yet: for want of room there will be none for now, and anything else is final.
+fn unwritten(what: &str, aside: &Path, error: &io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Error::unavailable(format!("there is no room for the snapshot {}: {error}", aside.display()))
+        }
+        _ => disk::failed(what, aside, error),
+    }
 }
 
 /// Rows being written, one behind the other.
@@ -312,11 +323,11 @@ fn take_bytes<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
 fn write_part(out: &mut impl Write, part: &Part, path: &Path) -> Result<()> {
     let bytes = codec::encode(Kind::Snapshot, part)?;
     let length = (bytes.len() as u32).to_be_bytes();
-    out.write_all(&length).and_then(|()| out.write_all(&bytes)).map_err(|e| disk::failed("write", path, &e))
+    out.write_all(&length).and_then(|()| out.write_all(&bytes)).map_err(|e| unwritten("write", path, &e))
 }
 
 fn read_part(input: &mut impl Read, path: &Path) -> Result<Part> {
-    let io = |e: std::io::Error| Error::refused(format!("{} is damaged: {e}", path.display()));
+    let io = |e: io::Error| Error::refused(format!("{} is damaged: {e}", path.display()));
     let mut length = [0; 4];
     input.read_exact(&mut length).map_err(io)?;
     let length = u32::from_be_bytes(length) as usize;

@@ -58,7 +58,7 @@ async fn a_failed_write_or_sync_ends_the_node_and_loses_nothing() {
         ("vote-before-save", "eio", 1),
         ("checkpoint-before-batch", "enospc", 1),
         ("checkpoint-after-flush", "eio", 1),
-        ("snapshot-before-rename", "enospc", 1),
+        ("snapshot-before-rename", "eio", 1),
     ] {
         fleet.load_all().await;
         fleet.acked_more(20).await;
@@ -83,6 +83,30 @@ async fn a_failed_write_or_sync_ends_the_node_and_loses_nothing() {
         let role = if victim == leader { "leader" } else { "follower" };
         eprintln!("{point} {what}, {role}, time {nth}: whole again after {healed:?}");
     }
+    fleet.close().await;
+}
+
+/// It would have shortened the log, and no more than that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_finds_no_room_ends_nobody_and_leaves_nothing_behind() {
+    let mut fleet = Fleet::new(options()).await;
+    let victim = fleet.leader().await;
+    fleet.node(victim).ask("arm snapshot-before-rename 1 enospc").await.unwrap();
+    fleet.load_all().await;
+    let began = Instant::now();
+    while fleet.ledger.lock().unwrap().hits.is_empty() {
+        assert!(began.elapsed() < process::PATIENCE, "no snapshot is written");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    fleet.acked_more(50).await;
+    assert!(writes_again(&mut fleet, victim).await, "it has ended");
+    let left: Vec<_> = std::fs::read_dir(fleet.data[victim].join("snapshots")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    fleet.unload_all().await;
+    fleet.agree().await;
+    let said = std::mem::take(&mut fleet.ledger.lock().unwrap().fatal);
+    assert!(said.is_empty(), "{said:?}");
+    fleet.ledger.lock().unwrap().hits.clear();
     fleet.close().await;
 }
 

@@ -213,11 +213,13 @@ const TRAPS: &[Trap] = &[
     },
     Trap {
         trap: "the disk is full",
-        design: "the first failed write is final: the node ends, and nothing after it was acknowledged",
+        design: "the first failed write is final: the node ends, and nothing after it was acknowledged; a snapshot can wait",
         shown_by: &[
             ("tests/log_writes.rs", "a_full_disk_stops_the_log_and_loses_nothing_acknowledged"),
             ("tests/faults.rs", "a_node_with_a_full_disk_ends_and_catches_up_when_there_is_room"),
             ("tests/faults.rs", "a_leader_whose_disk_fills_up_hands_over_says_why_and_is_back_when_there_is_room"),
+            ("tests/faults.rs", "a_snapshot_that_finds_no_room_ends_nobody_and_leaves_nothing_behind"),
+            ("tests/checkpoint_full.rs", "a_node_without_room_for_a_snapshot_goes_on_and_writes_it_when_there_is_some"),
             ("../tests/full_disk.rs", "a_full_disk_takes_a_node_out_of_service_and_room_brings_it_back"),
         ],
     },
