@@ -8,6 +8,8 @@
 //!
 //! * What is purged lies in a snapshot file that is synced and named. (openraft keeps to the snapshot that it knows; this
 //!   looks at the folder, too.)
+//! * The log reaches back to the older of the two snapshots that are kept, or to its beginning while there is one, unless that is
+//!   very far: should the newest be damaged when the checkpoint is, a start goes on from there.
 //! * A good stretch of log stays behind each snapshot: a node that restarts catches up from it and needs no snapshot.
 //! * While a snapshot is on its way to a node, no other is written, and nothing behind it is purged; nor what a node that
 //!   answers has still to get. Otherwise a slow node would never arrive: each snapshot would be too old when it is there.
@@ -58,15 +60,25 @@ pub(crate) struct Retention {
     pub log: Log,
     pub snapshots: Snapshots,
     pub transfers: Arc<Transfers>,
-    /// Entries after which a snapshot is due however few bytes they have, and which the log keeps at most.
+    /// Entries after which a snapshot is due however few bytes they have, and which the log keeps behind the newest at most, but for
+    /// what it is held for.
     pub snapshot_every: u64,
 }
 
-/// What it did before, each with the time.
+/// The folder, as it was when Raft came to know of the newest snapshot.
+#[derive(Clone, Copy)]
+struct Files {
+    /// The index that Raft knows.
+    newest: u64,
+    bytes: u64,
+    /// Covered by the one before it.
+    older: Option<u64>,
+}
+
+/// What it did and saw before, each with the time.
 #[derive(Default)]
 struct Past {
-    /// The size of the newest file, by the index that Raft knows.
-    newest: Option<(u64, u64)>,
+    files: Option<Files>,
     /// A snapshot that was asked for: what was applied then.
     asked: Option<(u64, Instant)>,
     /// A file that was looked at: the index that it covers.
@@ -86,7 +98,7 @@ impl Retention {
             if let Some(index) = self.transfers.take_doubted() {
                 self.doubt(index, &mut past).await;
             }
-            let look = self.look(&mut past.newest);
+            let look = self.look(&mut past.files);
             if rule.is_due(&look) {
                 self.write(&look, &mut past).await;
             }
@@ -156,13 +168,13 @@ impl Retention {
         if mended != path { self.snapshots.set_aside(&path) } else { Ok(()) }
     }
 
-    fn look(&self, newest: &mut Option<(u64, u64)>) -> Look {
+    fn look(&self, files: &mut Option<Files>) -> Look {
         let metrics = self.consensus.metrics();
         let known = metrics.snapshot.map(|id| id.index);
-        if let Some(index) = known.filter(|index| newest.is_none_or(|(of, _)| of != *index)) {
-            *newest = self.newest_file().filter(|(of, _)| *of >= index).map(|(_, bytes)| (index, bytes));
+        if let Some(newest) = known.filter(|index| files.is_none_or(|files| files.newest != *index)) {
+            *files = self.files().filter(|files| files.newest >= newest).map(|files| Files { newest, ..files });
         }
-        let (snapshot, snapshot_bytes) = newest.map_or((None, 0), |(index, bytes)| (Some(index), bytes));
+        let snapshot = files.map(|files| files.newest);
         let purged = metrics.purged.map(|id| id.index);
         let sending = self.transfers.oldest(HOLD_TIME);
         let behind = metrics.replication.iter().flatten().filter(|(node, _)| {
@@ -170,25 +182,28 @@ impl Retention {
         });
         // Who is behind what is purged already waits for a snapshot: `sending` speaks for it.
         let matched = behind.filter_map(|(_, matched)| matched.map(|id| id.index)).filter(|at| Some(*at) >= purged);
-        let held = sending.into_iter().chain(matched).min();
+        // Without an older snapshot it is the beginning of the log that a start can go on from.
+        let spare = files.map(|files| files.older.map_or(0, |index| index + 1));
+        let held = sending.into_iter().chain(matched).map(|index| index + 1).chain(spare);
         let members = self.consensus.members();
         let turn = members.iter().filter(|(node, _)| *node < self.node).count();
         Look {
             applied: metrics.last_applied.map_or(0, |id| id.index),
             snapshot,
-            snapshot_bytes,
+            snapshot_bytes: files.map_or(0, |files| files.bytes),
             purged,
             bytes_since_snapshot: snapshot.map_or_else(|| self.log.bytes_in_all(), |index| self.log.bytes_after(index)),
             keep_from: snapshot.map_or(0, |index| self.log.reach_back(index, KEEP_BYTES)),
-            held: held.filter(|held| self.log.bytes_after(*held) < HOLD_BYTES),
+            held_from: held.filter(|first| self.log.bytes_after(first.saturating_sub(1)) < HOLD_BYTES).min(),
             is_sending: sending.is_some(),
             turn: (turn as u64, members.len() as u64),
         }
     }
 
-    /// The index that the newest file covers, and its bytes.
-    fn newest_file(&self) -> Option<(u64, u64)> {
-        let (path, point) = self.snapshots.newest_header()?;
-        Some((Point::index(&point)?, path.metadata().ok()?.len()))
+    fn files(&self) -> Option<Files> {
+        let mut headers = self.snapshots.headers();
+        let (path, point) = headers.next()?;
+        let older = headers.next().and_then(|(_, point)| point.index());
+        Some(Files { newest: point.index()?, bytes: path.metadata().ok()?.len(), older })
     }
 }

@@ -33,7 +33,8 @@ use crate::{
 const PART_BYTES: usize = 1 << 20;
 /// Parts after which what was written is synced: a file that is synced at once at its end holds up the log's disk.
 const SYNC_PARTS: usize = 16;
-/// Files that are kept: the newest, and the one before it in case the newest is damaged.
+/// Files that are kept: the newest, and the one before it in case the newest is damaged. The log reaches back to that one: see
+/// `retention`.
 const KEPT: usize = 2;
 /// What a damaged one is called.
 const ASIDE: &str = "damaged";
@@ -112,7 +113,12 @@ impl Snapshots {
 
     /// The newest file and its header alone.
     pub fn newest_header(&self) -> Option<(PathBuf, Point)> {
-        self.newest_first().into_iter().find_map(|path| {
+        self.headers().next()
+    }
+
+    /// Finished files and their headers, the newest first. One without a readable header is left out.
+    pub fn headers(&self) -> impl Iterator<Item = (PathBuf, Point)> {
+        self.newest_first().into_iter().filter_map(|path| {
             let point = Reading::open(&path).ok()?.point.clone();
             Some((path, point))
         })

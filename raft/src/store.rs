@@ -73,8 +73,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Least time without a leader before a node stands for election; at most twice as long.
     pub election: Duration,
-    /// Entries after which a snapshot is due although they have few bytes, and which the log keeps at most behind one. It bounds
-    /// what a log of tiny entries costs in memory; else bytes decide: see `retention`.
+    /// Entries after which a snapshot is due although they have few bytes. It bounds what a log of tiny entries, which reaches
+    /// back to the snapshot before the newest, costs in memory; else bytes decide: see `retention`.
     pub snapshot_every: u64,
 }
 

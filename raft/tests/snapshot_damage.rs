@@ -127,3 +127,25 @@ async fn a_leader_whose_snapshot_is_damaged_writes_another_for_who_needs_it() {
     assert_eq!(c.leader().await, leader, "not conclusive: another one sent its own");
     assert!(snapshots(&data).iter().all(|file| fs::read(file).unwrap() != damaged), "it is still there");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_without_checkpoint_and_newest_snapshot_goes_on_from_the_one_before() {
+    let mut c = Cluster::new(1).await;
+    let (by, data) = (c.node(0).open_in_lobby("client").await, c.data(0));
+    for snapshots in 1..5 {
+        another_snapshot(c.node(0), &by, &data).await;
+        entries(c.node(0), &by, 10).await;
+        let (index, hash) = c.store(0).hash_at(None).unwrap();
+        c.stop(0).await;
+        let (first, _) = ends_of_log(&data).await;
+        assert!(snapshots < 3 || first > 0, "not conclusive: nothing was purged");
+        let newest = self::snapshots(&data).remove(0);
+        damage(&newest);
+        fs::write(data.join("state").join("CURRENT"), "damaged").unwrap();
+
+        c.reopen(0).await;
+        c.all_started().await;
+        assert_eq!(c.store(0).hash_at(Some(index)), Ok((index, hash)));
+        assert!(!newest.exists(), "it is not moved aside");
+    }
+}

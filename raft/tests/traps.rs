@@ -171,6 +171,14 @@ const TRAPS: &[Trap] = &[
         ],
     },
     Trap {
+        trap: "the newest snapshot is damaged, and the log does not go on from the one before it",
+        design: "the log reaches back to the older of two snapshots; a damaged one moves aside",
+        shown_by: &[(
+            "tests/snapshot_damage.rs",
+            "a_start_without_checkpoint_and_newest_snapshot_goes_on_from_the_one_before",
+        )],
+    },
+    Trap {
         trap: "a snapshot on its way holds up heartbeats and commits",
         design: "a lane of its own with a bandwidth, and threads of their own for files",
         shown_by: &[

@@ -126,7 +126,11 @@ pub fn open(dir: &Path, snapshots: &Snapshots) -> Result<Generation> {
                 sweep(dir, Some(&built.path))?;
                 return Ok(built);
             }
-            Err(e @ Error::Refused(_)) => tracing::error!("the snapshot is not usable: {e}"),
+            Err(e @ Error::Refused(_)) => {
+                tracing::error!("the snapshot is not usable: {e}");
+                // Its header is whole: Raft would go on from it, as from one that is newer than the checkpoint.
+                snapshots.set_aside(&file)?;
+            }
             Err(e) => return Err(e),
         }
     }

@@ -5,7 +5,8 @@ pub const SNAPSHOT_BYTES: u64 = 64 << 20;
 /// Log that is kept behind a snapshot, in bytes and in entries; whichever is less.
 pub const KEEP_BYTES: u64 = 64 << 20;
 pub const KEEP_ENTRIES: u64 = 200_000;
-/// Log that is kept for other nodes at most. One that is further behind gets a snapshot, however often.
+/// Log that is kept for other nodes, and for the older snapshot, at most. A node that is further behind gets a snapshot, however
+/// often.
 pub const HOLD_BYTES: u64 = 1 << 30;
 
 /// Where the log stands, as the rule sees it. Indexes are those of the last entry that counts.
@@ -20,8 +21,8 @@ pub struct Look {
     pub bytes_since_snapshot: u64,
     /// The lowest index from which on there are [`KEEP_BYTES`] up to the snapshot.
     pub keep_from: u64,
-    /// Entries after this one are kept for another node.
-    pub held: Option<u64>,
+    /// Entries from this one on are kept: for another node, or to go on from the older snapshot.
+    pub held_from: Option<u64>,
     pub is_sending: bool,
     /// This node's place among all nodes by id, and how many there are.
     pub turn: (u64, u64),
@@ -50,9 +51,8 @@ impl Rule {
     pub fn purge_upto(self, look: &Look) -> Option<u64> {
         let snapshot = look.snapshot?;
         let entries = KEEP_ENTRIES.min(self.snapshot_every);
-        let first = look.keep_from.max((snapshot + 1).saturating_sub(entries));
-        let upto = first.min(snapshot + 1).checked_sub(1)?;
-        let upto = look.held.map_or(upto, |held| upto.min(held));
+        let first = look.keep_from.max((snapshot + 1).saturating_sub(entries)).min(snapshot + 1);
+        let upto = first.min(look.held_from.unwrap_or(first)).checked_sub(1)?;
         look.purged.is_none_or(|purged| upto > purged).then_some(upto)
     }
 }
@@ -104,8 +104,10 @@ mod tests {
         let look = Look { applied: 5000, snapshot: Some(4000), keep_from: 3000, purged: Some(10), ..Look::default() };
         assert_eq!(MANY.purge_upto(&look), Some(2999));
         assert_eq!(Rule { snapshot_every: 300 }.purge_upto(&look), Some(3700));
-        assert_eq!(MANY.purge_upto(&Look { held: Some(50), ..look }), Some(50));
-        assert_eq!(MANY.purge_upto(&Look { held: Some(10), ..look }), None);
+        assert_eq!(MANY.purge_upto(&Look { held_from: Some(51), ..look }), Some(50));
+        assert_eq!(MANY.purge_upto(&Look { held_from: Some(11), ..look }), None);
+        assert_eq!(MANY.purge_upto(&Look { held_from: Some(0), purged: None, ..look }), None, "nor its first entry");
+        assert_eq!(MANY.purge_upto(&Look { held_from: Some(4500), ..look }), Some(2999));
         assert_eq!(MANY.purge_upto(&Look { purged: Some(2999), ..look }), None);
         assert_eq!(MANY.purge_upto(&Look { snapshot: None, ..look }), None);
         assert_eq!(MANY.purge_upto(&Look { keep_from: 0, ..look }), None, "all of it is little");
