@@ -20,6 +20,8 @@ struct Script {
     refuse: bool,
     /// Is not ready from the start.
     sick: Option<&'static str>,
+    /// Its restart command fails.
+    fails: Option<&'static str>,
     /// Never comes back from its restart.
     lost: Option<&'static str>,
     drained: Vec<String>,
@@ -86,10 +88,12 @@ async fn run(change: impl FnOnce(&mut Script)) -> Run {
         folder: folder.path().to_path_buf(),
         refuse: false,
         sick: None,
+        fails: None,
         lost: None,
         drained: Vec::new(),
     };
     change(&mut script);
+    let fails = script.fails.unwrap_or_default();
     let shared = Arc::new(Mutex::new(script));
     let routes = Router::new()
         .route("/v1/cluster", get(cluster))
@@ -100,7 +104,10 @@ async fn run(change: impl FnOnce(&mut Script)) -> Run {
     let address = listener.local_addr().expect("bound").to_string();
     let _server = AbortOnDropHandle::new(tokio::spawn(async move { axum::serve(listener, routes).await }));
 
-    let restart = format!("echo {{name}} >> {0}/order && touch {0}/{{name}}", folder.path().display());
+    let restart = format!(
+        "test {{name}} != '{fails}' && echo {{name}} >> {0}/order && touch {0}/{{name}}",
+        folder.path().display()
+    );
     let output = Command::new(env!("CARGO_BIN_EXE_moim"))
         .args(["rolling-restart", "--json", "--timeout", "1", "--admin", &address, "--restart", &restart])
         .stdin(Stdio::null())
@@ -151,4 +158,18 @@ async fn a_node_that_does_not_come_back_stops_the_rest() {
     assert_eq!(run.code, Some(1));
     assert!(run.error.contains("stopped at c"), "{}", run.error);
     assert_eq!(run.restarted, ["b", "c"], "the leader was not touched");
+    assert!(
+        run.error.contains("c is not in service: see its log, start it if it is down, and run this again"),
+        "{}",
+        run.error
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_is_left_draining_is_named_with_the_way_back() {
+    let run = run(|script| script.fails = Some("c")).await;
+    assert_eq!(run.code, Some(1));
+    assert_eq!((run.drained, run.restarted), (vec!["b".to_owned(), "c".to_owned()], vec!["b".to_owned()]));
+    assert!(run.error.contains("stopped at c") && run.error.contains("c is still draining"), "{}", run.error);
+    assert!(run.error.contains("\"moim undrain c --admin 127.0.0.1:"), "{}", run.error);
 }

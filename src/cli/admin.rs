@@ -1,6 +1,6 @@
 //! The admin listener as commands see it: any node answers for the cluster, so the first that answers is asked.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use clap::Args;
@@ -122,6 +122,13 @@ pub struct Admin {
 impl From<AdminArgs> for Admin {
     fn from(args: AdminArgs) -> Self {
         Self { addresses: args.admin }
+    }
+}
+
+/// As it is given to another command.
+impl fmt::Display for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.addresses.join(","))
     }
 }
 

@@ -173,27 +173,22 @@ impl Run {
         Ok(cluster)
     }
 
-    /// Drains, restarts and awaits one node.
+    /// Takes one node out of service, restarts it, and measures what its clients saw.
     async fn step(&self, cluster: &Cluster, node: &Node) -> Result<Step, Failure> {
         let others = self.admin.others(cluster, &node.name);
+        let command = self.command_for(&node.name)?;
         let started = Instant::now();
         let gaps: Gaps = others.read("/v1/gaps?after=0").await?;
         // A place among commands, not the log's index: that counts other entries too, and would skip what comes next.
         let mark = gaps.position;
 
-        self.say(&format!("{}: draining ({} sockets)", node.name, node.sockets.unwrap_or(0)));
-        drain(&others, &node.name).await?;
-        self.until(&others, &node.name, "is not empty", |now| now.sockets == Some(0)).await?;
-
-        self.say(&format!("{}: restarting", node.name));
-        self.restart(&node.name).await?;
-        self.until(&others, &node.name, "is not ready and caught up in a later incarnation", |now| {
-            now.readiness().is_ok()
-                && now.lag.is_some_and(|lag| lag < LAG_MAX)
-                && now.role == node.role
-                && now.incarnation > node.incarnation
-        })
-        .await?;
+        match self.drain_and_restart(&others, node, &command).await {
+            // What is not safe was not begun.
+            Err(Failure::Failed(why)) => {
+                return Err(Failure::Failed(format!("{why}. {}", self.left(&others, &node.name).await)));
+            }
+            done => done?,
+        }
 
         let seen = self.moved(&others, mark, node.sockets.unwrap_or(0)).await?;
         let gaps_ms: Vec<u64> = seen.gaps.iter().map(|gap| gap.ms).collect();
@@ -207,18 +202,45 @@ impl Run {
         })
     }
 
-    async fn restart(&self, name: &str) -> Result<(), Failure> {
+    async fn drain_and_restart(&self, others: &Admin, node: &Node, command: &str) -> Result<(), Failure> {
+        self.say(&format!("{}: draining ({} sockets)", node.name, node.sockets.unwrap_or(0)));
+        drain(others, &node.name).await?;
+        self.until(others, &node.name, "is not empty", |now| now.sockets == Some(0)).await?;
+
+        self.say(&format!("{}: restarting", node.name));
+        restart(&node.name, command).await?;
+        self.until(others, &node.name, "is not ready and caught up in a later incarnation", |now| {
+            now.readiness().is_ok()
+                && now.lag.is_some_and(|lag| lag < LAG_MAX)
+                && now.role == node.role
+                && now.incarnation > node.incarnation
+        })
+        .await
+    }
+
+    /// How the node is that this stopped at, and how to go on.
+    async fn left(&self, others: &Admin, name: &str) -> String {
+        let cluster = others.cluster().await.ok();
+        let node = cluster.and_then(|cluster| cluster.nodes.into_iter().find(|node| node.name == name));
+        let then = "and run this again";
+        match node.map(|node| (node.draining, node.ready)) {
+            Some((Some(true), _)) => format!(
+                "{name} is still draining and gets no clients: restart it by hand, or take it back into service with \
+                 \"moim undrain {name} --admin {}\", {then}",
+                self.admin
+            ),
+            Some((_, Some(true))) => format!("{name} is in service; mend what was wrong {then}"),
+            _ => format!("{name} is not in service: see its log, start it if it is down, {then}"),
+        }
+    }
+
+    /// The shell command that restarts this node.
+    fn command_for(&self, name: &str) -> Result<String, Failure> {
         // A node's name is a plain word (config checks it), but this one came over the network.
         if !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
             return Err(Failure::Unsafe(format!("the name {name:?} cannot be put into a shell command")));
         }
-        let command = self.command.replace("{name}", name);
-        let status = Command::new("sh").arg("-c").arg(&command).stdin(Stdio::null()).kill_on_drop(true).status().await;
-        match status {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(stopped(name, &format!("`{command}` ended with {status}"))),
-            Err(error) => Err(stopped(name, &format!("`{command}` could not be run: {error}"))),
-        }
+        Ok(self.command.replace("{name}", name))
     }
 
     /// Asks the other nodes until `done` holds for `name`. A question without an answer is asked again: the one thing that
@@ -262,10 +284,17 @@ impl Run {
     }
 }
 
+async fn restart(name: &str, command: &str) -> Result<(), Failure> {
+    let status = Command::new("sh").arg("-c").arg(command).stdin(Stdio::null()).kill_on_drop(true).status().await;
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(stopped(name, &format!("`{command}` ended with {status}"))),
+        Err(error) => Err(stopped(name, &format!("`{command}` could not be run: {error}"))),
+    }
+}
+
 fn stopped(name: &str, why: &str) -> Failure {
-    Failure::failed(format!(
-        "stopped at {name}: {why}. The nodes after it were not touched; look at moim status and its log"
-    ))
+    Failure::failed(format!("stopped at {name}: {why}. The nodes after it were not touched"))
 }
 
 /// Nearest-rank percentiles; `None` when nobody moved.
