@@ -256,6 +256,26 @@ async fn what_would_be_unsafe_is_refused_with_its_reason_and_exits_3() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_waits_for_others_is_shown_under_its_name() {
+    let addresses = addresses(5);
+    let peers = [addresses[0], addresses[3], addresses[4]].map(|peer| peer.to_string());
+    let mut c = Cluster { nodes: Vec::new(), peers: peers.to_vec() };
+    c.add("first", &addresses[..3], Some(3));
+    let asked = async {
+        loop {
+            match c.ask(0, "GET", "/v1/cluster", "").await {
+                Some((200, body)) => return serde_json::from_str::<Value>(&body).expect("JSON"),
+                _ => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let cluster = timeout(PATIENCE, asked).await.expect("an answer");
+    let row = row(&cluster, "role", &json!("joining")).expect("itself");
+    assert_eq!((&row["name"], &row["peer"]), (&json!("first"), &json!(peers[0])), "{cluster}");
+    c.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_quorum_nobody_is_called_the_leader_and_nothing_else_is_blamed() {
     let mut c = Cluster::start().await;
     let leader = c.leader().await;

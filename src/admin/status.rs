@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{StatusCode, header};
-use moim_raft::{NodeId, Status, state};
+use moim_raft::{NodeId, Status, raft::Peer, state};
 use serde::Serialize;
 
 use super::{
@@ -59,7 +59,7 @@ struct Row {
     name: String,
     client: Option<String>,
     admin: Option<String>,
-    peer: Option<String>,
+    peer: String,
     /// `voter`, `learner`, or `joining` while the asked node is not a member.
     role: &'static str,
     leader: bool,
@@ -80,21 +80,24 @@ struct Row {
 /// `GET /v1/cluster`
 pub async fn cluster(read: Read) -> Answer<Cluster> {
     let status = read.node.store.status();
-    let said = peer::about(&read.node, members(&status).into_keys()).await;
+    let own = Peer { name: read.node.config.name.clone(), addr: read.node.config.peer_address() };
+    let members = members(&status, own);
+    let said = peer::about(&read.node, members.keys().copied()).await;
     // The state last: what a node says of itself is never newer than the rows around it.
     let seen = read.state(|state| (state.nodes(), state.drain(), state.position()));
-    seen.map(|(nodes, drain, position)| view(&status, &said, &nodes, drain, position.0))
+    seen.map(|(nodes, drain, position)| view(&status, members, &said, &nodes, drain, position.0))
 }
 
-/// Members by id with name and peer address; this node among them even before it is one.
-fn members(status: &Status) -> BTreeMap<NodeId, Option<moim_raft::raft::Peer>> {
-    let mut members: BTreeMap<_, _> = status.peers.iter().map(|(id, peer)| (*id, Some(peer.clone()))).collect();
-    members.entry(status.node).or_insert(None);
+/// Members by id with name and peer address; this node, `own`, among them even before it is one.
+fn members(status: &Status, own: Peer) -> BTreeMap<NodeId, Peer> {
+    let mut members: BTreeMap<_, _> = status.peers.iter().cloned().collect();
+    members.entry(status.node).or_insert(own);
     members
 }
 
 fn view(
     status: &Status,
+    members: BTreeMap<NodeId, Peer>,
     said: &BTreeMap<NodeId, About>,
     nodes: &[state::Node],
     drain: Option<state::Drain>,
@@ -102,16 +105,15 @@ fn view(
 ) -> Cluster {
     let leader = health::leader(status);
     let committed = said.values().map(|about| about.committed).fold(status.committed, u64::max);
-    let row = |(id, peer): (NodeId, Option<moim_raft::raft::Peer>)| {
+    let row = |(id, peer): (NodeId, Peer)| {
         let (about, known) = (said.get(&id), nodes.iter().find(|node| node.id == id));
         let info = known.map(|node| &node.info);
-        let (name, addr) = peer.map(|peer| (peer.name, peer.addr)).unzip();
         Row {
             id: id.to_string(),
-            name: info.map(|info| info.name.clone()).or(name).unwrap_or_default(),
+            name: info.map_or(peer.name, |info| info.name.clone()),
             client: info.map(|info| info.client.clone()),
             admin: info.map(|info| info.admin.clone()),
-            peer: addr.or_else(|| info.map(|info| info.peer.clone())),
+            peer: peer.addr,
             role: role(status, id),
             leader: leader == Some(id),
             version: about.map(|about| about.version.clone()).or_else(|| info.map(|info| info.version.clone())),
@@ -127,7 +129,7 @@ fn view(
             note: about.map(|about| about.note.clone()).filter(|note| !note.is_empty()),
         }
     };
-    let mut rows: Vec<Row> = members(status).into_iter().map(row).collect();
+    let mut rows: Vec<Row> = members.into_iter().map(row).collect();
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     let drain = drain.map(|held| DrainHolder {
         node: name_of(nodes, held.node).unwrap_or_else(|| held.node.to_string()),
