@@ -32,8 +32,12 @@ const FILE: &str = "identity";
 const LOCK: &str = "lock";
 /// How long a locked folder is waited for.
 const LOCKED_MAX: Duration = Duration::from_millis(500);
+/// On a disk of its own there is always this.
+const FOUND: &str = "lost+found";
 /// What else may lie in a folder that has no identity (yet, or any more): what a node makes there, and what a file system does.
-const KNOWN: [&str; 6] = [LOCK, "reserve", "log", "state", "snapshots", "lost+found"];
+const KNOWN: [&str; 6] = [LOCK, "reserve", "log", "state", "snapshots", FOUND];
+/// Of these, what is made after the identity.
+const MADE_LATER: [&str; 3] = ["log", "state", "snapshots"];
 
 /// Id of a cluster: 16 random lower-case base-32 characters.
 pub type ClusterId = String;
@@ -218,7 +222,7 @@ fn random_id() -> Result<NodeId> {
     getrandom::u64().map_err(Error::fatal)
 }
 
-/// Nothing is written among what is not ours, and nobody is shut out of it.
+/// Nothing is written among what is not ours, and nobody is shut out of it; nor a new identity to what another has left.
 fn refuse_foreign(dir: &Path) -> Result<()> {
     let failed = |e: io::Error| failed(dir, "look into", &e);
     let files = match fs::read_dir(dir) {
@@ -228,13 +232,32 @@ fn refuse_foreign(dir: &Path) -> Result<()> {
     };
     let names: Vec<String> = files.iter().map(|file| file.file_name().to_string_lossy().into_owned()).collect();
     let is_ours = |name: &&String| name.starts_with(FILE) || name.starts_with('.') || KNOWN.contains(&name.as_str());
-    match names.iter().find(|name| !is_ours(name)) {
-        Some(other) if !names.iter().any(|name| name == FILE) => Err(Error::refused(format!(
+    if names.iter().any(|name| name == FILE) {
+        return Ok(());
+    }
+    if let Some(other) = names.iter().find(|name| !is_ours(name)) {
+        return Err(Error::refused(format!(
             "{} is no data folder: it holds {other}. Name one that is empty or is not there yet",
             dir.display()
-        ))),
-        _ => Ok(()),
+        )));
     }
+    // An empty one is where a disk is to be mounted, perhaps.
+    let left = MADE_LATER.iter().map(|name| dir.join(name)).find(|path| holds_something(path));
+    left.map_or(Ok(()), |left| Err(identity_is_gone(dir, &left)))
+}
+
+fn holds_something(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|files| files.flatten().any(|file| file.file_name() != FOUND))
+}
+
+/// A node with a new id would neither know its cluster nor be bound by what this folder voted.
+fn identity_is_gone(dir: &Path, left: &Path) -> Error {
+    Error::refused(format!(
+        "the data folder {} has lost its file {FILE}, which says whose it is; {} is still there. Put the file back; or move the \
+         whole folder aside and start with an empty one: then the node joins its cluster (--join) as a new one",
+        dir.display(),
+        left.display()
+    ))
 }
 
 /// Only its owner may look into it: it holds what people wrote.
@@ -434,6 +457,28 @@ mod tests {
         drop(Identity::open(temp.path()).unwrap());
         fs::write(temp.path().join("letter"), "it came later").unwrap();
         Identity::open(temp.path()).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_lost_its_identity_alone_is_not_called_empty() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("n1");
+        Identity::open(&dir).unwrap().set_belongs(settled("abc")).unwrap();
+        fs::remove_file(dir.join(FILE)).unwrap();
+        for name in MADE_LATER {
+            let inside = dir.join(name).join("1");
+            fs::create_dir_all(dir.join(name).join(FOUND)).unwrap();
+            Identity::open(&dir).unwrap();
+            fs::remove_file(dir.join(FILE)).unwrap();
+            fs::write(&inside, "").unwrap();
+            let why = Identity::open(&dir).unwrap_err().to_string();
+            assert!(
+                why.starts_with("refused") && why.contains("lost its file identity") && why.contains(name),
+                "{why}"
+            );
+            assert!(why.contains("Put the file back") && !dir.join(FILE).exists(), "{why}");
+            fs::remove_file(inside).unwrap();
+        }
     }
 
     #[test]
