@@ -52,6 +52,10 @@ const ELECTION: Duration = Duration::from_millis(300);
 /// Many tiny entries make a snapshot due as well; each takes 16 bytes of memory as long as the log holds it.
 const SNAPSHOT_EVERY: u64 = 1_000_000;
 
+/// What a client may send at once however small its texts are: its CONNECT, with who it is, its token and its place, or it
+/// could never come back; and a post of several requests.
+const PAYLOAD_BYTES_MIN: usize = 64 << 10;
+
 /// Why a node ended without an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExitReason {
@@ -104,8 +108,7 @@ pub async fn run(
     let socketio = client::socketio::Settings {
         ping_interval: node.config.ping.interval,
         ping_timeout: node.config.ping.timeout,
-        // Room for the event around a text of the largest size, and for a text that is too large to be told so.
-        max_payload: node.config.limits.text * 2,
+        max_payload: payload_bytes_max(node.config.limits.text),
         ..Default::default()
     };
     let (service, io) = {
@@ -157,6 +160,11 @@ pub async fn run(
         return closed.map(|()| ExitReason::Removed);
     }
     outcome.and_then(|reason| closed.map(|()| reason))
+}
+
+/// Room for the event around a text of the largest size, and for a text that is too large to be told so.
+fn payload_bytes_max(text_bytes_max: usize) -> usize {
+    (text_bytes_max * 2).max(PAYLOAD_BYTES_MIN)
 }
 
 /// What the store refuses, an operator has to decide on.

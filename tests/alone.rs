@@ -33,11 +33,16 @@ struct Node {
 
 impl Node {
     async fn start(handlers: Handlers) -> Self {
+        Self::with(handlers, |_| {}).await
+    }
+
+    async fn with(handlers: Handlers, change: impl FnOnce(&mut Config)) -> Self {
         let data = tempfile::tempdir().expect("a folder");
         let [client, admin, peer] = inside::addresses(3).try_into().expect("three");
         let mut config: Config = inside::config("node1", data.path().to_owned(), [client, admin, peer]);
         config.drain.window = WINDOW;
         config.drain.deadline = WINDOW * 2;
+        change(&mut config);
         let running = Running::with(config, handlers);
         let ready = async {
             while http::ask(client, "GET", "/readyz", http::LOCAL, "").await.is_none_or(|(status, _)| status != 200) {
@@ -108,6 +113,28 @@ async fn a_client_gets_its_ready_however_long_the_handler_takes() {
     assert!(text(&mut ws).await.expect("it is still there").starts_with("42/slow,[\"ready\""));
     send(&mut ws, "42/slow,1[\"rooms\"]").await;
     assert_eq!(text(&mut ws).await.expect("an answer"), r#"43/slow,1[{"ok":true,"rooms":[]}]"#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_small_a_text_may_be_clients_can_connect_and_are_told_what_is_too_large() {
+    let node = Node::with(Handlers::default(), |config| config.limits.text = 8).await;
+    let mut ws = node.websocket().await;
+    let auth = format!(r#"{{"user":"u","token":"{}"}}"#, "x".repeat(8 << 10));
+    connect(&mut ws, &auth).await;
+    send(&mut ws, r#"421["join","r"]"#).await;
+    while !text(&mut ws).await.expect("it is still there").starts_with("431[{\"ok\":true") {}
+    for (id, length, answer) in
+        [(2, 6, r#"{"ok":true"#), (3, 7, r#""code":"too_large""#), (4, 60 << 10, r#""code":"too_large""#)]
+    {
+        send(&mut ws, &format!(r#"42{id}["message",{{"room":"r","text":"{}"}}]"#, "x".repeat(length))).await;
+        let ack = loop {
+            let packet = text(&mut ws).await.expect("it is still there");
+            if packet.starts_with(&format!("43{id}")) {
+                break packet;
+            }
+        };
+        assert!(ack.contains(answer), "{length}: {ack}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
