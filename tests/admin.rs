@@ -113,6 +113,7 @@ async fn the_guard_stands_in_front_of_every_route_and_of_what_is_none() {
     let foreign = [
         "Host: moim.example\r\n",
         "Host: localhost\r\nOrigin: http://moim.example\r\n",
+        "Host: localhost:3100\r\nOrigin: http://localhost:3000\r\n",
         "Host: localhost\r\nSec-Fetch-Site: cross-site\r\n",
     ];
     for (method, path) in routes {

@@ -160,6 +160,7 @@ test("admin", { timeout: 90_000 }, withCluster({}, async ({ cluster, step }) => 
       { host: `localhost.example:${one.admin}` },
       { host, origin: "http://moim.example" },
       { host, origin: "null" },
+      { host, origin: `http://127.0.0.1:${one.client}` },
       { host, origin: `http://127.0.0.1.moim.example:${one.admin}` },
       { host, "sec-fetch-site": "cross-site" },
     ];

@@ -24,11 +24,11 @@ pub async fn guard(request: Request, next: Next) -> Response {
 fn check(uri: &Uri, headers: &HeaderMap) -> Result<(), &'static str> {
     let text = |name| headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default());
     let named = uri.authority().map(http::uri::Authority::as_str);
-    let mut hosts = text(header::HOST).chain(named).peekable();
-    if hosts.peek().is_none() || !hosts.all(is_loopback) {
+    let hosts: Vec<&str> = text(header::HOST).chain(named).collect();
+    if hosts.is_empty() || !hosts.iter().all(|host| is_loopback(host)) {
         return Err("without a token the admin port is asked by a loopback name: 127.0.0.1, [::1] or localhost");
     }
-    if !text(header::ORIGIN).all(is_loopback_origin) {
+    if !text(header::ORIGIN).all(|origin| is_own(origin, &hosts)) {
         return Err("a page of another origin may not ask the admin port");
     }
     if text(header::HeaderName::from_static("sec-fetch-site")).any(|site| site.eq_ignore_ascii_case("cross-site")) {
@@ -37,9 +37,10 @@ fn check(uri: &Uri, headers: &HeaderMap) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn is_loopback_origin(origin: &str) -> bool {
+/// Whether a page is of this very port: a browser names both alike. What else is served on this machine is foreign, too.
+fn is_own(origin: &str, hosts: &[&str]) -> bool {
     let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-    authority.is_some_and(is_loopback)
+    authority.is_some_and(|authority| hosts.iter().all(|host| host.eq_ignore_ascii_case(authority)))
 }
 
 /// `host` or `host:port`, where the host is `localhost` or a loopback address.
@@ -112,12 +113,27 @@ mod tests {
     #[test]
     fn what_comes_from_a_foreign_page_is_refused() {
         let host = ("host", "127.0.0.1:3100");
-        for good in ["http://127.0.0.1:3100", "https://localhost", "http://[::1]:8080"] {
-            assert!(allowed("/", &[host, ("origin", good)]), "{good}");
+        for (good, origin) in [
+            ("127.0.0.1:3100", "http://127.0.0.1:3100"),
+            ("localhost", "https://LOCALHOST"),
+            ("[::1]:8080", "http://[::1]:8080"),
+        ] {
+            assert!(allowed("/", &[("host", good), ("origin", origin)]), "{origin}");
         }
-        for bad in
-            ["null", "", "http://moim.example", "http://127.0.0.1.moim.example:3100", "file://", "ftp://localhost"]
-        {
+        let bad = [
+            "null",
+            "",
+            "http://moim.example",
+            "http://127.0.0.1.moim.example:3100",
+            "file://",
+            "ftp://127.0.0.1:3100",
+            "127.0.0.1:3100",
+            // The chat page, or whatever else this machine serves.
+            "http://127.0.0.1:3000",
+            "http://127.0.0.1",
+            "http://localhost:3100",
+        ];
+        for bad in bad {
             assert!(!allowed("/", &[host, ("origin", bad)]), "{bad}");
         }
         for (site, good) in [("same-origin", true), ("same-site", true), ("none", true), ("cross-site", false)] {
