@@ -252,6 +252,8 @@ async fn an_event_from_outside_reaches_rooms_users_and_sids_once() {
         let (status, answer) = emit(body.clone()).await;
         assert_eq!((status, &answer["error"]["code"]), (400, &json!("bad_request")), "{body}");
     }
+    let (status, answer) = emit(json!({ "ns": "/nothing", "rooms": ["here"], "event": "x" })).await;
+    assert_eq!((status, &answer["error"]["code"]), (404, &json!("not_found")), "nobody can be there");
     // One byte more than it takes.
     let event = json!({ "rooms": ["here"], "event": "x", "args": [""] });
     let blob = "x".repeat((1 << 20) + 1 - event.to_string().len());

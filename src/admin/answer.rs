@@ -153,6 +153,23 @@ impl FromRequestParts<Arc<Node>> for Read {
     }
 }
 
+/// Refuses a namespace that clients cannot be in.
+pub fn must_be_served(node: &Node, ns: &Namespace) -> Result<(), Failure> {
+    let config = &node.config.namespaces;
+    let served = |known: &str| match known.split_once('{') {
+        // Which of a pattern's there are is the clients' word.
+        Some((start, _)) => ns.as_str().starts_with(start),
+        None => known == ns.as_str(),
+    };
+    let own = || node.chat.handlers.namespaces().any(served);
+    // Or it was served before, and has left something.
+    let is_known = config.iter().any(|known| served(known)) || own();
+    if is_known || node.store.read(|state| state.namespaces().contains(ns)) {
+        return Ok(());
+    }
+    Err(Failure::not_found(format!("there is no namespace {:?}; served are {}", ns.as_str(), config.join(", "))))
+}
+
 /// The answer to a read.
 #[derive(Serialize)]
 pub struct Answer<T> {
@@ -183,19 +200,7 @@ impl Read {
     /// The namespace that is asked for, `/` unless given.
     pub fn ns(&self) -> Result<Namespace, Failure> {
         let ns = self.params.ns()?;
-        let config = &self.node.config.namespaces;
-        let served = |known: &str| match known.split_once('{') {
-            // Which of a pattern's there are is the clients' word.
-            Some((start, _)) => ns.as_str().starts_with(start),
-            None => known == ns.as_str(),
-        };
-        let own = || self.node.chat.handlers.namespaces().any(served);
-        // Or it was served before, and has left something.
-        let is_known = config.iter().any(|known| served(known)) || own();
-        if is_known || self.node.store.read(|state| state.namespaces().contains(&ns)) {
-            return Ok(ns);
-        }
-        Err(Failure::not_found(format!("there is no namespace {:?}; served are {}", ns.as_str(), config.join(", "))))
+        must_be_served(&self.node, &ns).map(|()| ns)
     }
 
     /// As [`Read::state`], for what may not be there.

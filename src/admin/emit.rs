@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
 
 use super::{
-    answer::{Failure, main_namespace},
+    answer::{Failure, main_namespace, must_be_served},
     peer::{self, Question, Reply},
 };
 use crate::{chat::event, client::Encoded, node::Node};
@@ -91,6 +91,7 @@ pub async fn emit(State(node): State<Arc<Node>>, body: Result<Bytes, BytesReject
     let body = body.map_err(|e| Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", e.body_text()))?;
     let emit: Emit = serde_json::from_slice(&body).map_err(|e| Failure::bad_request(e.to_string()))?;
     let emit = emit.check()?;
+    must_be_served(&node, &emit.ns)?;
     let live = node.store.read(|state| state.nodes()).into_iter().filter(|other| other.live);
     let told = live.map(|other| {
         let (node, question) = (&node, Question::Emit(emit.clone()));
