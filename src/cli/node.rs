@@ -151,10 +151,12 @@ fn render(nodes: &Nodes) -> String {
     for (node, note) in nodes.nodes.iter().filter_map(|node| Some((node, node.note.as_ref()?))) {
         text += &format!("{} ({}): {note}\n", node.name, node.role);
     }
-    if !nodes.nodes.iter().any(|node| node.leader) {
-        text += NO_LEADER;
+    text + &match nodes.voters {
+        0 => "this node is in no cluster yet; \"moim status\" says what it waits for\n".to_owned(),
+        // How many may fail is past asking.
+        _ if !nodes.nodes.iter().any(|node| node.leader) => NO_LEADER.to_owned(),
+        _ => format!("{}\n", nodes.sum()),
     }
-    text + &format!("{}\n", nodes.sum())
 }
 
 impl Nodes {
@@ -281,7 +283,9 @@ b (learner): it waits
         assert_eq!(render(&nodes), expected);
         let unled = nodes.nodes.iter().map(|node| Row { leader: false, ..node.clone() }).collect();
         let text = render(&Nodes { nodes: unled, ..nodes });
-        assert!(text.contains("\nthere is no leader with a quorum now: "), "{text}");
+        assert!(text.contains("\nthere is no leader with a quorum now: ") && !text.contains("may fail"), "{text}");
+        let text = render(&Nodes { expected: None, voters: 0, nodes: Vec::new() });
+        assert!(text.contains("\nthis node is in no cluster yet") && !text.contains("leader"), "{text}");
         let sum = |voters, expected| Nodes { expected, voters, nodes: Vec::new() }.sum();
         assert_eq!(sum(2, Some(3)), "2 voters, 3 formed the cluster; none of them may fail");
         assert_eq!(sum(5, None), "5 voters; 2 of them may fail at a time");
