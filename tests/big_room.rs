@@ -148,12 +148,9 @@ impl Client {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_room_of_20_000_costs_a_join_what_its_limits_say() {
     let data = tempfile::tempdir().unwrap();
-    let ports: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let [client, admin, peer] = [0, 1, 2].map(|n| ports[n].local_addr().unwrap());
+    let [client, admin, peer] = inside::addresses(3).try_into().expect("three");
     let folder = data.path().join("data");
-    let mut ports = ports;
-    let effects = fill(&folder, ports.pop().unwrap()).await;
-    drop(ports);
+    let effects = fill(&folder, TcpListener::bind(peer).unwrap()).await;
     assert_eq!(effects.len(), MEMBERS);
     for (n, effects) in effects.iter().enumerate() {
         let [Effect::Member { .. }, Effect::Entry { .. }] = effects.as_slice() else {

@@ -1,6 +1,8 @@
 //! The built binary, as an operator meets it: exit codes, and errors that say what to do next.
 
 mod binary;
+#[path = "nodes/ports.rs"]
+mod ports;
 
 use std::{
     io::{BufRead, BufReader},
@@ -85,7 +87,7 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
 
 #[test]
 fn nobody_to_ask_exits_1_and_says_how_to_name_a_node() {
-    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let free = ports::address();
     let (code, error) = end(moim(&["status", "--admin", &free.to_string()]));
     assert_eq!(code, Some(1));
     assert!(error.contains("--admin HOST:PORT"), "{error}");

@@ -1,10 +1,13 @@
 //! A node as its operator meets it when the disk fills up or fails. A small file system of its own has to be mounted for it (and
 //! `strace` be there for a failing one); where that is not possible the test says so and checks nothing.
 
+#[path = "nodes/ports.rs"]
+mod ports;
+
 use std::{
     fs::{self, OpenOptions},
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::sleep,
@@ -79,13 +82,9 @@ fn serve(program: &mut Command, data: &Path, admin: SocketAddr) -> Child {
         .unwrap()
 }
 
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 impl Node {
     fn start(disk: &SmallDisk) -> Self {
-        let admin = free_address();
+        let admin = ports::address();
         let child = serve(&mut Command::new(env!("CARGO_BIN_EXE_moim")), &disk.0.path().join("data"), admin);
         Self { child, admin }
     }
@@ -186,7 +185,7 @@ fn a_failed_sync_ends_the_node_with_a_line_that_says_what_to_do() {
     let mut strace = Command::new("strace");
     let fault = "inject=fdatasync:error=EIO:when=3+";
     strace.args(["-f", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", fault, env!("CARGO_BIN_EXE_moim")]);
-    let mut child = serve(&mut strace, dir.path(), free_address());
+    let mut child = serve(&mut strace, dir.path(), ports::address());
     let began = Instant::now();
     while child.try_wait().unwrap().is_none() && began.elapsed() < PATIENCE {
         sleep(Duration::from_millis(50));

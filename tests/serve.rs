@@ -1,6 +1,8 @@
 //! `moim serve`, as an operator meets it: what it refuses to start on, and what its log warns of.
 
 mod binary;
+#[path = "nodes/ports.rs"]
+mod ports;
 
 use std::{
     fs::Permissions,
@@ -88,7 +90,7 @@ impl Drop for Alone {
 fn a_settled_node_that_is_to_join_another_cluster_stays_and_says_so() {
     let folder = tempfile::tempdir().expect("a folder");
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
-    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").to_string();
+    let free = ports::address().to_string();
     let one = Alone::start(&a, &free, &["--name", "a"]);
     one.says("forming the cluster");
     let other = Alone::start(&b, "127.0.0.1:0", &["--name", "b"]);
@@ -109,9 +111,7 @@ fn a_settled_node_that_is_to_join_another_cluster_stays_and_says_so() {
 fn a_node_whose_settings_are_not_the_clusters_says_so_once_for_each_difference() {
     let folder = tempfile::tempdir().expect("a folder");
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
-    // Held together and let go at once, so that they differ.
-    let free = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
-    let [free, learner] = free.map(|port| port.local_addr().expect("bound").to_string());
+    let [free, learner] = [(); 2].map(|()| ports::address().to_string());
     let leads = Alone::start(&a, &free, &["--name", "a", "--history-ttl", "2d"]);
     // It learns, and never leads.
     let learns = ["--name", "b", "--join", &free, "--history-size", "10", "--history-ttl", "2d"];

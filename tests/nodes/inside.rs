@@ -2,24 +2,17 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::{
-    net::{SocketAddr, TcpListener},
-    path::PathBuf,
-    time::Duration,
-};
+mod ports;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use moim::{
     config::{Auth, Config},
     handlers::Handlers,
     node::{self, ExitReason},
 };
+pub use ports::addresses;
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
-
-/// Addresses that differ and were free a moment ago: held together and let go at once.
-pub fn addresses(count: usize) -> Vec<SocketAddr> {
-    let ports: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    ports.iter().map(|port| port.local_addr().unwrap()).collect()
-}
 
 /// Of a node that is alone, lets everybody in, and drains in no time.
 pub fn config(name: &str, data: PathBuf, [client, admin, peer]: [SocketAddr; 3]) -> Config {
