@@ -405,6 +405,19 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_snapshot_gives_way_to_one_of_its_point_or_moves_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pairs, point) = sample();
+        let path = write(dir.path(), &pairs, &point).unwrap();
+        fs::write(&path, b"damaged").unwrap();
+        assert_eq!(write(dir.path(), &pairs, &point).unwrap(), path);
+        assert_eq!(read(&path).unwrap(), (pairs, point));
+        let snapshots = Snapshots::open(dir.path()).unwrap();
+        snapshots.set_aside(&path).unwrap();
+        assert!(snapshots.newest_header().is_none() && dir.path().join(ASIDE).exists());
+    }
+
+    #[test]
     fn pairs_that_do_not_add_up_make_no_snapshot() {
         let dir = tempfile::tempdir().unwrap();
         let (mut pairs, point) = sample();
