@@ -1,5 +1,5 @@
-//! Small files that must survive a power cut: written aside, synced, renamed, the folder synced. And locks that are held for a
-//! moment.
+//! Small files that must survive a power cut: written aside, synced, renamed, the folder synced. Locks that are held for a
+//! moment. And room for large ones.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -12,6 +12,8 @@ use std::{
 
 use crate::error::{Error, Result};
 
+/// What a large file leaves, by estimate, to the log and the checkpoints that are written beside it.
+const BESIDE_BYTES: u64 = 64 << 20;
 /// How often is looked whether a lock was let go.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -51,4 +53,20 @@ pub fn unlocked<T>(within: Duration, open: impl Fn() -> io::Result<T>) -> io::Re
 /// An I/O error as the node has to see it: final, with the path in it.
 pub fn failed(what: &str, path: &Path, error: &io::Error) -> Error {
     Error::fatal(format!("cannot {what} {}: {error}", path.display()))
+}
+
+/// Whether so many bytes find room, and leave some.
+///
+/// # Errors
+/// `Unavailable` when they do not. Where the file system cannot be asked, whoever writes will find out.
+pub fn check_room(dir: &Path, bytes: u64) -> Result<()> {
+    let left = rustix::fs::statvfs(dir).map_or(u64::MAX, |found| found.f_bavail.saturating_mul(found.f_frsize));
+    if left >= bytes.saturating_add(BESIDE_BYTES) {
+        return Ok(());
+    }
+    Err(Error::unavailable(format!(
+        "it may take {} MiB, and {} MiB are left for it and all else: make room",
+        bytes >> 20,
+        left >> 20
+    )))
 }

@@ -32,11 +32,11 @@ use crate::{
     base::Point,
     command::NodeId,
     consensus::Consensus,
+    disk::check_room,
     error::{Error, Result},
     log::Log,
     net::Transfers,
     snapshot::{self, Snapshots},
-    space,
 };
 
 /// A transfer that takes longer holds nothing up any more.
@@ -51,8 +51,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// That there is no room is said no more often.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
-/// What a snapshot leaves, by estimate, to the log and the checkpoints that are written beside it.
-const ROOM_BYTES: u64 = 64 << 20;
 
 pub(crate) struct Retention {
     pub node: NodeId,
@@ -116,29 +114,16 @@ impl Retention {
         if waiting {
             return;
         }
-        match self.check_room(look.snapshot_bytes + look.bytes_since_snapshot) {
+        match check_room(self.snapshots.dir(), look.snapshot_bytes + look.bytes_since_snapshot) {
             Ok(()) => {
                 past.asked = Some((look.applied, Instant::now()));
                 _ = self.consensus.raft.trigger().snapshot().await;
             }
             Err(why) if past.said.is_none_or(|when| when.elapsed() >= SAY_AGAIN) => {
                 past.said = Some(Instant::now());
-                tracing::warn!("a snapshot is due, and not written: {}", why.why());
+                tracing::warn!("a snapshot is due, and not written, so the log grows: {}", why.why());
             }
             Err(_) => {}
-        }
-    }
-
-    /// `Unavailable` when a snapshot of so many bytes would find no room.
-    fn check_room(&self, bytes: u64) -> Result<()> {
-        match space::left_bytes(self.snapshots.dir()) {
-            Ok(left) if left < bytes + ROOM_BYTES => Err(Error::unavailable(format!(
-                "it may take {} MiB, and {} MiB are left for it and all else: make room, or the log grows until the disk is full",
-                bytes >> 20,
-                left >> 20
-            ))),
-            // Whoever writes will find out.
-            _ => Ok(()),
         }
     }
 
@@ -161,7 +146,8 @@ impl Retention {
         let checked = spawn_blocking(move || snapshot::check(&file, applied)).await.map_err(Error::fatal)?;
         let Err(why) = checked else { return Ok(()) };
         tracing::error!("the newest snapshot is damaged, and another is written: {}", why.why());
-        self.check_room(path.metadata().map_or(0, |found| found.len()) + self.log.bytes_after(index))?;
+        let bytes = path.metadata().map_or(0, |found| found.len()) + self.log.bytes_after(index);
+        check_room(self.snapshots.dir(), bytes)?;
         let written = self.consensus.raft.with_state_machine(|machine| Box::pin(future::ready(machine.snapshot())));
         let (mended, _) = written.await.map_err(Error::unavailable)?.await?;
         // Only now: openraft ends a node that has none to send.

@@ -130,12 +130,6 @@ fn is_full(was: bool, used: u64) -> bool {
     used > FULL_PERCENT || (was && used >= ROOM_PERCENT)
 }
 
-/// What this user may still write to the file system.
-pub(crate) fn left_bytes(dir: &Path) -> io::Result<u64> {
-    let found = rustix::fs::statvfs(dir)?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
 /// How full the file system would be with so many bytes more, of what this user may use; 0 while there is plenty.
 fn used_percent(dir: &Path, more: u64) -> io::Result<u64> {
     let found = rustix::fs::statvfs(dir)?;

@@ -408,6 +408,23 @@ async fn a_snapshot_of_20_mib_arrives_byte_for_byte() {
     assert_eq!(incoming(&b), 0);
 }
 
+/// Disk full at an install, which would end the node.
+#[tokio::test]
+async fn a_snapshot_that_would_find_no_room_is_not_taken_in() {
+    let temp = TempDir::new().unwrap();
+    let (a, b) = pair(&temp).await;
+    let (_, snapshot) = snapshot_of(&temp, 1);
+    // A hole: it takes nothing here, and would there.
+    fs::File::options().write(true).open(&snapshot.snapshot.path).unwrap().set_len(4 << 40).unwrap();
+    let mut client = Network::new(Arc::clone(&a.local)).new_snapshot_client(b.id, &peer(&b)).await;
+    let never = std::future::pending::<ReplicationClosed>();
+    let option = RPCOption::new(5 * SECOND);
+    let sent = timeout(5 * SECOND, client.full_snapshot(Vote::new_committed(4, a.id), snapshot, never, option)).await;
+    let error = sent.expect("nothing of it is waited for").unwrap_err();
+    assert!(error.to_string().contains("not taken in: it may take 8388608 MiB"), "{error}");
+    assert_eq!((incoming(&b), b.raft.installed.lock().unwrap().len()), (0, 0));
+}
+
 #[tokio::test]
 async fn a_cancelled_snapshot_is_not_installed_and_the_next_one_takes_its_place() {
     let temp = TempDir::new().unwrap();

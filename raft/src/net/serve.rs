@@ -98,14 +98,18 @@ impl Server {
         let shaken = handshake::accept(&self.local, &mut stream).await;
         drop(stranger);
         let ended = match shaken {
-            Ok(remote) => self.lane(stream, remote).await,
+            Ok(remote) => self.clone().lane(stream, remote).await,
             Err(Error::Refused(why)) if self.local.refusals.is_news(&why) => {
                 return tracing::info!("a peer connection was refused: {why}");
             }
             Err(e) => return tracing::debug!("a peer connection came to nothing: {e}"),
         };
-        if let Err(e) = ended {
-            tracing::debug!("a peer connection ends: {e}");
+        match ended {
+            Err(Error::Refused(why)) if self.local.refusals.is_news(&why) => {
+                tracing::warn!("a peer connection is ended: {why}");
+            }
+            Err(e) => tracing::debug!("a peer connection ends: {e}"),
+            Ok(()) => {}
         }
     }
 

@@ -33,6 +33,7 @@ use tokio::{
 
 use super::{Transfers, consensus::Consensus, frame, incoming::Incoming};
 use crate::{
+    disk::check_room,
     error::{Error, Result},
     raft::{SnapshotMeta, Vote},
     wire::{WireSnapshotMeta, WireVote},
@@ -202,6 +203,9 @@ impl Receiver {
     ) -> Result<Vote> {
         let mut newest = self.newest.subscribe();
         let _turn = self.turn.lock().await;
+        // The file, and what is built of it beside the state that is there: an install that fails ends the node.
+        check_room(dir, len.saturating_mul(2))
+            .map_err(|e| Error::refused(format!("a snapshot is not taken in: {}", e.why())))?;
         let incoming = Incoming::open(dir, &meta, len)?;
         let meta = meta.try_into()?;
         tokio::select! {
