@@ -20,6 +20,8 @@ struct Script {
     refuse: bool,
     /// Is not ready from the start.
     sick: Option<&'static str>,
+    /// Whoever runs this interrupts it while that one is restarted.
+    interrupted: Option<&'static str>,
     /// Its restart command fails.
     fails: Option<&'static str>,
     /// Never comes back from its restart.
@@ -88,12 +90,13 @@ async fn run(change: impl FnOnce(&mut Script)) -> Run {
         folder: folder.path().to_path_buf(),
         refuse: false,
         sick: None,
+        interrupted: None,
         fails: None,
         lost: None,
         drained: Vec::new(),
     };
     change(&mut script);
-    let fails = script.fails.unwrap_or_default();
+    let (fails, interrupted) = (script.fails.unwrap_or_default(), script.interrupted.unwrap_or_default());
     let shared = Arc::new(Mutex::new(script));
     let routes = Router::new()
         .route("/v1/cluster", get(cluster))
@@ -105,7 +108,8 @@ async fn run(change: impl FnOnce(&mut Script)) -> Run {
     let _server = AbortOnDropHandle::new(tokio::spawn(async move { axum::serve(listener, routes).await }));
 
     let restart = format!(
-        "test {{name}} != '{fails}' && echo {{name}} >> {0}/order && touch {0}/{{name}}",
+        "test {{name}} != '{interrupted}' || {{ kill -INT $PPID; exec sleep 30; }}; \
+         test {{name}} != '{fails}' && echo {{name}} >> {0}/order && touch {0}/{{name}}",
         folder.path().display()
     );
     let output = Command::new(env!("CARGO_BIN_EXE_moim"))
@@ -172,4 +176,16 @@ async fn a_node_that_is_left_draining_is_named_with_the_way_back() {
     assert_eq!((run.drained, run.restarted), (vec!["b".to_owned(), "c".to_owned()], vec!["b".to_owned()]));
     assert!(run.error.contains("stopped at c") && run.error.contains("c is still draining"), "{}", run.error);
     assert!(run.error.contains("\"moim undrain c --admin 127.0.0.1:"), "{}", run.error);
+}
+
+#[tokio::test]
+async fn who_is_interrupted_says_how_the_node_is_left() {
+    let run = run(|script| script.interrupted = Some("c")).await;
+    assert_eq!(run.code, Some(1), "{}", run.error);
+    assert!(
+        run.error.contains("stopped at c: it was interrupted") && run.error.contains("moim undrain c"),
+        "{}",
+        run.error
+    );
+    assert_eq!((run.drained, run.restarted), (vec!["b".to_owned(), "c".to_owned()], vec!["b".to_owned()]));
 }

@@ -11,7 +11,7 @@ use std::{
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use tokio::{process::Command, time::sleep};
+use tokio::{process::Command, signal::ctrl_c, time::sleep};
 
 use super::{
     Failure,
@@ -182,7 +182,11 @@ impl Run {
         // A place among commands, not the log's index: that counts other entries too, and would skip what comes next.
         let mark = gaps.position;
 
-        match self.drain_and_restart(&others, node, &command).await {
+        let done = tokio::select! {
+            done = self.drain_and_restart(&others, node, &command) => done,
+            _ = ctrl_c() => Err(stopped(&node.name, "it was interrupted")),
+        };
+        match done {
             // What is not safe was not begun.
             Err(Failure::Failed(why)) => {
                 return Err(Failure::Failed(format!("{why}. {}", self.left(&others, &node.name).await)));
