@@ -43,7 +43,7 @@ impl Node {
     async fn start() -> Self {
         let data = tempfile::tempdir().expect("a folder");
         let [client, admin, peer] = inside::addresses(3).try_into().expect("three");
-        let running = Running::start(inside::config("node1", data.path().to_owned(), [client, admin, peer]));
+        let running = Running::start(inside::config("node1", data.path().join("data"), [client, admin, peer]));
         let node = Self { admin, client, running, _data: data };
         timeout(Duration::from_secs(10), async {
             while node.try_get("/readyz").await.is_none_or(|(status, _)| status != 200) {

@@ -39,7 +39,7 @@ impl Node {
     async fn with(handlers: Handlers, change: impl FnOnce(&mut Config)) -> Self {
         let data = tempfile::tempdir().expect("a folder");
         let [client, admin, peer] = inside::addresses(3).try_into().expect("three");
-        let mut config: Config = inside::config("node1", data.path().to_owned(), [client, admin, peer]);
+        let mut config: Config = inside::config("node1", data.path().join("data"), [client, admin, peer]);
         config.drain.window = WINDOW;
         config.drain.deadline = WINDOW * 2;
         change(&mut config);

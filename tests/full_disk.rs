@@ -185,7 +185,7 @@ fn a_failed_sync_ends_the_node_with_a_line_that_says_what_to_do() {
     let mut strace = Command::new("strace");
     let fault = "inject=fdatasync:error=EIO:when=3+";
     strace.args(["-f", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", fault, env!("CARGO_BIN_EXE_moim")]);
-    let mut child = serve(&mut strace, dir.path(), ports::address());
+    let mut child = serve(&mut strace, &dir.path().join("data"), ports::address());
     let began = Instant::now();
     while child.try_wait().unwrap().is_none() && began.elapsed() < PATIENCE {
         sleep(Duration::from_millis(50));
