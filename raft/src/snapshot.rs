@@ -10,42 +10,23 @@
 //! so that one with the right name is whole; it is verified all the same before a node believes it. Neither side ever
 //! holds more than one part of it in memory.
 
+mod file;
+mod rows;
+
 use std::{
-    fs::{self, File},
-    io::{self, BufReader, Read, Write},
+    fs,
     path::{Path, PathBuf},
 };
 
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+pub use self::file::{Reading, check};
+use self::file::{unwritten, write};
+use crate::{base::Point, disk, error::Result, fail};
 
-use crate::{
-    base::Point,
-    codec::{self, BODY_BYTES_MAX, HEADER_BYTES, Kind},
-    disk,
-    error::{Error, Result},
-    fail,
-    kv::Sum,
-    wire::WireLogId,
-};
-
-/// Bytes of rows after which a part is closed.
-const PART_BYTES: usize = 1 << 20;
-/// Parts after which what was written is synced: a file that is synced at once at its end holds up the log's disk.
-const SYNC_PARTS: usize = 16;
 /// Files that are kept: the newest, and the one before it in case the newest is damaged. The log reaches back to that one: see
 /// `retention`.
 const KEPT: usize = 2;
 /// What a damaged one is called.
 const ASIDE: &str = "damaged";
-
-/// One part of a file. Stored: only ever add.
-#[derive(Serialize, Deserialize)]
-enum Part {
-    Header(Point),
-    Rows(Bytes),
-    End { pairs: u64, hash: u128 },
-}
 
 /// The folder of a node's snapshots.
 #[derive(Clone, Debug)]
@@ -76,8 +57,7 @@ impl Snapshots {
         let path = self.path_of(point);
         let aside = path.with_extension("tmp");
         let rename = || fail::io("snapshot-before-rename").and_then(|()| fs::rename(&aside, &path));
-        let written =
-            write_aside(&aside, pairs, point).and_then(|()| rename().map_err(|e| unwritten("rename", &aside, &e)));
+        let written = write(&aside, pairs, point).and_then(|()| rename().map_err(|e| unwritten("rename", &aside, &e)));
         if written.is_err() {
             // What stays is overwritten by the next one of this point, or deleted at the next start.
             _ = fs::remove_file(&aside);
@@ -119,7 +99,7 @@ impl Snapshots {
     /// Finished files and their headers, the newest first. One without a readable header is left out.
     pub fn headers(&self) -> impl Iterator<Item = (PathBuf, Point)> {
         self.newest_first().into_iter().filter_map(|path| {
-            let point = Reading::open(&path).ok()?.point.clone();
+            let point = Reading::open(&path).ok()?.point().clone();
             Some((path, point))
         })
     }
@@ -150,205 +130,14 @@ fn files(dir: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(dir).into_iter().flatten().flatten().map(|file| file.path())
 }
 
-fn write_aside<B: AsRef<[u8]>>(aside: &Path, pairs: impl Iterator<Item = Result<(B, B)>>, point: &Point) -> Result<()> {
-    let io = |e| unwritten("write", aside, &e);
-    let mut out = File::create(aside).map_err(io)?;
-    write_part(&mut out, &Part::Header(point.clone()), aside)?;
-    let (mut rows, mut sum, mut parts) = (Rows::default(), Sum::default(), 0);
-    for pair in pairs {
-        let (key, value) = pair?;
-        let (key, value) = (key.as_ref(), value.as_ref());
-        sum.add(key, value);
-        rows.push(key, value);
-        if rows.bytes.len() >= PART_BYTES {
-            write_part(&mut out, &Part::Rows(rows.take()), aside)?;
-            parts += 1;
-            if parts % SYNC_PARTS == 0 {
-                out.sync_data().map_err(io)?;
-            }
-        }
-    }
-    if sum != point.sum() {
-        return Err(Error::refused(format!("{} pairs do not add up to its hash", sum.pairs)));
-    }
-    write_part(&mut out, &Part::Rows(rows.take()), aside)?;
-    write_part(&mut out, &Part::End { pairs: sum.pairs, hash: sum.hash }, aside)?;
-    out.sync_all().map_err(io)
-}
-
-/// Of a file that nothing rests on yet: for want of room there will be none for now, and anything else is final.
-fn unwritten(what: &str, aside: &Path, error: &io::Error) -> Error {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Error::unavailable(format!("there is no room for the snapshot {}: {error}", aside.display()))
-        }
-        _ => disk::failed(what, aside, error),
-    }
-}
-
-/// Rows being written, one behind the other.
-#[derive(Default)]
-struct Rows {
-    bytes: Vec<u8>,
-    last: Vec<u8>,
-}
-
-impl Rows {
-    fn push(&mut self, key: &[u8], value: &[u8]) {
-        let shared = self.last.iter().zip(key).take_while(|(a, b)| a == b).count();
-        for number in [shared, key.len() - shared] {
-            put_number(&mut self.bytes, number);
-        }
-        self.bytes.extend_from_slice(&key[shared..]);
-        put_number(&mut self.bytes, value.len());
-        self.bytes.extend_from_slice(value);
-        self.last.truncate(shared);
-        self.last.extend_from_slice(&key[shared..]);
-    }
-
-    /// The first key of a part is whole.
-    fn take(&mut self) -> Bytes {
-        self.last.clear();
-        std::mem::replace(&mut self.bytes, Vec::with_capacity(PART_BYTES + (PART_BYTES >> 2))).into()
-    }
-}
-
-/// A file being read, of which the header was.
-pub struct Reading {
-    input: BufReader<File>,
-    path: PathBuf,
-    point: Point,
-}
-
-impl Reading {
-    pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| disk::failed("open", path, &e))?;
-        let mut input = BufReader::new(file);
-        match read_part(&mut input, path)? {
-            Part::Header(point) => Ok(Self { input, path: path.to_path_buf(), point }),
-            _ => Err(Error::refused(format!("{} is damaged: no header", path.display()))),
-        }
-    }
-
-    /// What it says that it holds.
-    pub fn point(&self) -> &Point {
-        &self.point
-    }
-
-    /// Hands on all pairs, in key order. Only after the last one is it known that the file was whole.
-    ///
-    /// # Errors
-    /// `Refused` when it is not, and whatever `each` says.
-    pub fn for_each(mut self, mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
-        let path = self.path.clone();
-        let damaged = |what: &str| Error::refused(format!("{} is damaged: {what}", path.display()));
-        let (mut sum, mut before) = (Sum::default(), None::<Vec<u8>>);
-        let end = loop {
-            match read_part(&mut self.input, &self.path)? {
-                Part::Rows(rows) => read_rows(&rows, |key, value| {
-                    if before.as_deref().is_some_and(|before| before >= key) {
-                        return Err(damaged("keys are out of order"));
-                    }
-                    let before = before.get_or_insert_default();
-                    before.clear();
-                    before.extend_from_slice(key);
-                    sum.add(key, value);
-                    each(key, value)
-                })
-                .map_err(|e| e.unwrap_or_else(|| damaged("a row is cut")))?,
-                Part::End { pairs, hash } => break Sum { pairs, hash },
-                Part::Header(_) => return Err(damaged("two headers")),
-            }
-        };
-        if sum != end || self.input.bytes().next().is_some() {
-            return Err(damaged("its end does not match"));
-        }
-        match sum == self.point.sum() {
-            true => Ok(()),
-            false => Err(damaged("it does not add up to its hash")),
-        }
-    }
-}
-
-/// Reads the whole file, which has to be of that point.
-///
-/// # Errors
-/// `Refused` when it is damaged, or of another point.
-pub fn check(path: &Path, last: Option<WireLogId>) -> Result<()> {
-    let reading = Reading::open(path)?;
-    if reading.point().applied != last {
-        return Err(Error::refused("the snapshot is of another point than its offer said"));
-    }
-    reading.for_each(|_, _| Ok(()))
-}
-
-/// Hands on the rows of one part; `None` says that they are not rows.
-fn read_rows(
-    mut rows: &[u8],
-    mut each: impl FnMut(&[u8], &[u8]) -> Result<()>,
-) -> std::result::Result<(), Option<Error>> {
-    let mut key = Vec::new();
-    while !rows.is_empty() {
-        let shared = take_number(&mut rows).filter(|shared| *shared <= key.len()).ok_or(None)?;
-        key.truncate(shared);
-        key.extend_from_slice(take_bytes(&mut rows).ok_or(None)?);
-        each(&key, take_bytes(&mut rows).ok_or(None)?).map_err(Some)?;
-    }
-    Ok(())
-}
-
-/// Seven bits a byte, the lowest first.
-fn put_number(to: &mut Vec<u8>, mut number: usize) {
-    while number >= 0x80 {
-        to.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    to.push(number as u8);
-}
-
-fn take_number(from: &mut &[u8]) -> Option<usize> {
-    let mut number = 0;
-    for shift in (0..28).step_by(7) {
-        let (&byte, rest) = from.split_first()?;
-        *from = rest;
-        number |= usize::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(number);
-        }
-    }
-    None
-}
-
-fn take_bytes<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = take_number(from)?;
-    let (bytes, rest) = from.split_at_checked(length)?;
-    *from = rest;
-    Some(bytes)
-}
-
-fn write_part(out: &mut impl Write, part: &Part, path: &Path) -> Result<()> {
-    let bytes = codec::encode(Kind::Snapshot, part)?;
-    let length = (bytes.len() as u32).to_be_bytes();
-    out.write_all(&length).and_then(|()| out.write_all(&bytes)).map_err(|e| unwritten("write", path, &e))
-}
-
-fn read_part(input: &mut impl Read, path: &Path) -> Result<Part> {
-    let io = |e: io::Error| Error::refused(format!("{} is damaged: {e}", path.display()));
-    let mut length = [0; 4];
-    input.read_exact(&mut length).map_err(io)?;
-    let length = u32::from_be_bytes(length) as usize;
-    if length > BODY_BYTES_MAX + HEADER_BYTES {
-        return Err(Error::refused(format!("{} is damaged: a part of {length} bytes", path.display())));
-    }
-    let mut bytes = vec![0; length];
-    input.read_exact(&mut bytes).map_err(io)?;
-    codec::decode(Kind::Snapshot, &bytes)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::wire::{WireMembership, WireStoredMembership};
+    use super::{rows::PART_BYTES, *};
+    use crate::{
+        error::Error,
+        kv::Sum,
+        wire::{WireMembership, WireStoredMembership},
+    };
 
     type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -424,19 +213,5 @@ mod tests {
         pairs[7].1 = b"other".to_vec();
         assert!(matches!(write(dir.path(), &pairs, &point), Err(Error::Refused(_))));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn no_bytes_of_a_part_make_its_reader_panic() {
-        let (pairs, _) = sample();
-        let mut rows = Rows::default();
-        pairs.iter().take(20).for_each(|(key, value)| rows.push(key, value));
-        let whole = rows.take();
-        for bit in 0..whole.len().min(400) * 8 {
-            let mut damaged = whole.to_vec();
-            damaged[bit / 8] ^= 1 << (bit % 8);
-            _ = read_rows(&damaged, |_, _| Ok(()));
-        }
-        assert!((1..whole.len()).filter(|n| read_rows(&whole[..*n], |_, _| Ok(())).is_ok()).count() < 20);
     }
 }

@@ -69,7 +69,7 @@ const TRAPS: &[Trap] = &[
         shown_by: &[
             ("tests/form.rs", "a_lost_folder_alone_is_refused_with_what_to_do"),
             ("tests/form.rs", "folders_lost_beside_their_markers_form_nothing_and_one_may_join"),
-            ("src/identity.rs", "a_damaged_identity_is_refused_not_replaced"),
+            ("src/identity/tests.rs", "a_damaged_identity_is_refused_not_replaced"),
             ("tests/members.rs", "a_wiped_disk_with_the_old_name_is_a_new_id_a_learner_and_says_why_twice_in_a_row"),
         ],
     },
