@@ -33,7 +33,7 @@
 //! | who is alive, whose session is over, whose clock is wrong | `duties`, `clock` |
 //! | how a cluster goes from one version to the next | [`level`], [`codec`] |
 //! | how nodes talk, and how they become a cluster once | [`net`], [`form`], [`identity`] |
-//! | how an old copy of a data folder is known as one | [`marker`] |
+//! | how an old copy of a data folder is known as one, and one that runs beside its original | [`marker`], [`net`] |
 //! | who votes, who learns, who is gone for good | `members` |
 //! | how everything is put together | [`store`] |
 //!
