@@ -194,8 +194,8 @@ pub(crate) fn check_place(dir: &Path) -> Result<()> {
         return Ok(());
     }
     // What is missing is made, in the nearest folder that is there.
-    let above = marker.ancestors().skip(1).map(|above| if above == Path::new("") { Path::new(".") } else { above });
-    let Some(above) = above.into_iter().find(|above| above.exists()) else { return Ok(()) };
+    let mut above = marker.ancestors().skip(1).map(|above| if above == Path::new("") { Path::new(".") } else { above });
+    let Some(above) = above.find(|above| above.exists()) else { return Ok(()) };
     access(above, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| {
         Error::refused(format!(
             "{} cannot be written to by this user ({}), and beside the data folder {} goes its marker {}, which tells an emptied \

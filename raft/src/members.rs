@@ -227,19 +227,13 @@ impl Members {
             return Leadership::Leader(Err(why));
         }
         let taken = match known {
-            Some(_) => self.carry_out(&view, base, Step::Move(id, peer.clone())).await.map_err(|e| e.why().to_owned()),
-            None => self
-                .consensus
-                .raft
-                .add_learner(id, peer.clone(), false)
-                .await
-                .map(|_| ())
-                .map_err(|e| unwritten(e).why().to_owned()),
+            Some(_) => self.carry_out(&view, base, Step::Move(id, peer.clone())).await,
+            None => self.consensus.raft.add_learner(id, peer.clone(), false).await.map(|_| ()).map_err(unwritten),
         };
         if taken.is_ok() {
             tracing::info!(node = %peer, id, "is a node of this cluster");
         }
-        Leadership::Leader(taken)
+        Leadership::Leader(taken.map_err(|e| e.why().to_owned()))
     }
 
     /// All members, as only the leader can see them.
