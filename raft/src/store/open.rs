@@ -195,8 +195,11 @@ impl Store {
             stop,
         };
         let store = Self(Arc::new(inner));
-        let (looking, join) = (former.clone(), config.join.clone());
-        let look = async move { looking.look_elsewhere(&join).await };
+        // Its own cluster's nodes, which a list mostly names, are asked nothing for that: why one refuses is said elsewhere.
+        let (looking, members) = (former.clone(), store.0.consensus.members());
+        let is_member = |addr: &String| members.iter().any(|(_, peer)| peer.addr == *addr);
+        let others: Vec<String> = config.join.iter().filter(|addr| !is_member(addr)).cloned().collect();
+        let look = async move { looking.look_elsewhere(&others).await };
         store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(look));
         let life = store.clone().live(former, config.join, driver);
         store.0.tasks.spawn(store.0.stop.clone().run_until_cancelled_owned(life));
